@@ -1,0 +1,5 @@
+//! The end of a blob of any size: errors are fine, panics and oversize allocations are bugs.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| estargz::fuzzing::footer(data));

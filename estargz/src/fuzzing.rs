@@ -1,0 +1,216 @@
+//! Fuzz targets, kept here so that the fuzzer and the tests run the same code. Not part of the API.
+//!
+//! The contract of every target: errors are fine; panics, wrong results and oversize allocations are bugs. A run
+//! under [`limits`] never has more memory allocated than [`TARGETS`] says.
+
+use bytes::Bytes;
+
+use crate::{ChunkSpec, Digest, Error, Format, Kind, Limits, Opener, Step, Toc, TocJson, decode_member};
+
+/// Limits small enough that a fuzzer reaches them.
+pub fn limits() -> Limits {
+    Limits {
+        toc_compressed_bytes: 256 << 10,
+        toc_json_bytes: 1 << 20,
+        entries: 2000,
+        name_bytes: 64,
+        path_depth: 64,
+        link_target_bytes: 512,
+        xattr_bytes: 1024,
+        chunk_bytes: 64 << 10,
+        member_bytes: 512 << 10,
+        link_depth: 16,
+    }
+}
+
+/// A target: its name, the function, and the most bytes a run on an input of the given length may have allocated
+/// at a time.
+pub type Target = (&'static str, fn(&[u8]), fn(usize) -> usize);
+
+/// All targets. The ceilings follow from [`limits`] and the costs that [`Limits`] documents.
+pub const TARGETS: [Target; 4] = [
+    ("footer", footer, opening),
+    ("blob", blob, opening),
+    ("toc", toc, parsing),
+    ("member", member, decoding),
+];
+
+/// The JSON is held twice by the target itself.
+fn opening(len: usize) -> usize {
+    let json = (limits().toc_json_bytes as usize).min(1032 * len);
+    len + DECODER + parsing(json)
+}
+
+/// An entry, or a name that a path implies, takes two bytes of JSON at least.
+fn parsing(json: usize) -> usize {
+    2 * json + 2048 * (limits().entries as usize).min(json / 2 + 1) + (64 << 10)
+}
+
+fn decoding(len: usize) -> usize {
+    len + limits().chunk_bytes as usize + DECODER
+}
+
+const DECODER: usize = 128 << 10;
+
+/// `data` is the end of a blob of various sizes.
+pub fn footer(data: &[u8]) {
+    let len = data.len() as u64;
+    for size in [len, len + 1, 1 << 20, 1 << 40, i64::MAX as u64, u64::MAX] {
+        let Ok(mut opener) = Opener::new(size, Limits { toc_compressed_bytes: u64::MAX, ..limits() }) else {
+            assert!(size <= 51);
+            continue;
+        };
+        let tail = opener.tail(len);
+        assert!(tail.end == size && tail.start < size && size - tail.start >= len.min(size));
+        if size < len {
+            continue;
+        }
+        if let Ok(Step::Need(range)) = opener.feed(size - len, data) {
+            assert!(range.start < range.end && range.end <= size, "{range:?}");
+            assert!(range.start < size - len, "{range:?} has arrived already");
+        }
+    }
+}
+
+/// `data` is a whole blob.
+pub fn blob(data: &[u8]) {
+    let size = data.len() as u64;
+    let open = |speculative| {
+        let mut opener = Opener::new(size, limits())?;
+        let mut range = opener.tail(speculative);
+        for _ in 0..2 {
+            match opener.feed(range.start, &data[range.start as usize..range.end as usize])? {
+                Step::Need(next) => range = next,
+                Step::Done(json) => return Ok(json),
+            }
+        }
+        panic!("{range:?} still needed");
+    };
+    let whole: Result<TocJson, Error> = open(size);
+    assert_eq!(whole, open(0), "the tail's length makes a difference");
+    assert_eq!(whole, open(size / 2), "the tail's length makes a difference");
+    if let Ok(json) = whole {
+        assert!(json.toc_offset() < size);
+        parse(&json);
+    }
+}
+
+/// `data` is TOC JSON.
+pub fn toc(data: &[u8]) {
+    parse(&TocJson::new(Format::EStargz, 1 << 40, data.to_vec()));
+}
+
+fn parse(json: &TocJson) {
+    let parsed = json.parse(&limits());
+    if let Ok(toc) = &parsed {
+        check(toc);
+    }
+    let verified = json.clone().verify(&json.digest(), &limits());
+    match (&parsed, &verified) {
+        (Ok(toc), Ok(verified)) => assert_eq!(toc, &**verified),
+        (Ok(_), Err(error)) => assert!(matches!(error, Error::BadEntry { .. }), "{error}"),
+        (Err(_), Ok(_)) => panic!("verified what cannot be parsed"),
+        (Err(_), Err(_)) => {}
+    }
+    if let Ok(toc) = verified {
+        assert!(toc.chunks().iter().all(|chunk| chunk.digest.is_some()));
+    }
+    let mut other = *json.digest().as_bytes();
+    other[0] ^= 1;
+    let refused = json.clone().verify(&Digest::from_bytes(other), &limits());
+    assert!(matches!(refused, Err(Error::TocDigestMismatch { .. })));
+}
+
+/// `data` is a member, of which nothing is known.
+pub fn member(data: &[u8]) {
+    let nothing = Digest::from_bytes([0; 32]);
+    for (inner_offset, size) in
+        [(0, 1), (0, 4096), (512, 100), (3000, 60_000), (500_000, 1), (u64::MAX, u64::MAX)]
+    {
+        let spec = ChunkSpec { inner_offset, size, digest: nothing };
+        match decode_member(data, &[spec], &limits()) {
+            Ok(_) => panic!("{spec:?} was verified"),
+            Err(Error::ChunkDigestMismatch { actual, .. }) => {
+                let right = ChunkSpec { digest: actual, ..spec };
+                let chunks = decode_member(data, &[right], &limits()).unwrap_or_default();
+                assert_eq!(chunks.iter().map(|chunk| Digest::of(chunk.data())).collect::<Vec<_>>(), [actual]);
+            }
+            Err(_) => {}
+        }
+    }
+    let spec = ChunkSpec { inner_offset: 0, size: data.len() as u64, digest: Digest::of(data) };
+    assert!(spec.verify(Bytes::copy_from_slice(data)).is_ok());
+}
+
+/// Panics unless a TOC has the properties that its documentation promises.
+pub fn check(toc: &Toc) {
+    let inodes = toc.inodes();
+    assert_eq!(inodes[0].kind, Kind::Directory);
+    let mut names = vec![0; inodes.len()];
+    let mut chunks = 0;
+    for (number, inode) in inodes.iter().enumerate() {
+        let is = |kind| inode.kind == kind;
+        assert!(inode.mode <= 0o7777 && inode.mtime.nanos < 1_000_000_000);
+        assert!(is(Kind::Directory) || inode.children.is_empty());
+        assert!(is(Kind::Symlink) != inode.link_target.is_empty());
+        assert!(is(Kind::Regular) || inode.chunks.is_empty() && inode.digest.is_none());
+        assert!(is(Kind::Regular) || inode.size == inode.link_target.len() as u64);
+        assert!(inode.xattrs.is_sorted_by(|one, other| one.0 < other.0));
+        assert!(inode.children.is_sorted_by(|one, other| one.0 < other.0));
+        for (name, child) in &inode.children {
+            assert!(!name.is_empty() && *name != b"." && *name != b"..");
+            assert!(!name.contains(&b'/') && !name.contains(&0));
+            names[*child as usize] += 1;
+        }
+
+        if !inode.chunks.is_empty() {
+            assert_eq!(inode.chunks.start, chunks, "chunks are not grouped in the order of inodes");
+            chunks = inode.chunks.end;
+        }
+        let mut covered = 0;
+        for chunk in &toc.chunks()[inode.chunks.start as usize..inode.chunks.end as usize] {
+            assert_eq!((chunk.inode as usize, chunk.file_offset), (number, covered));
+            assert!(chunk.size > 0);
+            covered += chunk.size;
+        }
+        assert!(!is(Kind::Regular) || covered == inode.size);
+    }
+    assert_eq!(chunks as usize, toc.chunks().len());
+
+    for (inode, names) in inodes.iter().zip(&names).skip(1) {
+        let subdirectories = |inode: &crate::Inode| {
+            inode.children.iter().filter(|(_, child)| inodes[*child as usize].kind == Kind::Directory).count()
+        };
+        if inode.kind == Kind::Directory {
+            assert_eq!((*names, inode.nlink as usize), (1, 2 + subdirectories(inode)));
+        } else {
+            assert_eq!(inode.nlink, *names);
+        }
+    }
+    assert_eq!(names[0], 0, "the root is below something");
+
+    // Depth-first numbering: whoever walks the tree meets the numbers in order.
+    let mut next = 0;
+    let mut path = vec![0];
+    while let Some(number) = path.pop() {
+        if number == next {
+            next += 1;
+            path.extend(inodes[number as usize].children.iter().rev().map(|(_, child)| *child));
+        } else {
+            assert!(number < next && inodes[number as usize].kind != Kind::Directory);
+        }
+    }
+    assert_eq!(next as usize, inodes.len());
+
+    let mut end = 0;
+    for member in toc.members() {
+        assert!(member.offset >= end && member.offset < member.end);
+        end = member.end;
+    }
+    assert!(end <= toc.toc_offset());
+    let mut places: Vec<_> =
+        toc.chunks().iter().map(|chunk| (chunk.member, chunk.inner_offset, chunk.size)).collect();
+    places.sort();
+    assert!(places.last().is_none_or(|last| (last.0 as usize) < toc.members().len()));
+    assert!(places.is_sorted_by(|one, other| one.0 < other.0 || one.1 + one.2 <= other.1));
+}

@@ -1,0 +1,58 @@
+//! eStargz and legacy stargz layers: footers, tables of contents, members, chunks, verification.
+//!
+//! An eStargz blob is a gzip file that is also a valid `tar.gz` layer. It is cut into *members* (complete gzip
+//! streams), one for about every file payload, so that a file can be decompressed on its own. A *table of
+//! contents* (TOC, JSON in a member of its own) says which member holds which *chunk* of which file, and a
+//! fixed-size *footer* at the end of the blob says where the TOC starts:
+//!
+//! ```text
+//! blob    | member | member | member | ... | TOC member | footer |
+//!         0                                ^ toc_offset
+//! member  = gzip( chunk of a file, tar padding, headers of the next files, perhaps more chunks )
+//! chunk   = size bytes at inner_offset of the decompressed member, sha256 in the TOC
+//! ```
+//!
+//! This crate turns bytes into verified values. It performs no I/O, starts no threads and reads no clock; the
+//! caller brings the bytes. One layer takes three steps:
+//!
+//! 1. [`Opener`] is told the blob's size, says which ranges it needs, and yields a [`TocJson`].
+//! 2. [`TocJson::verify`] compares the digest of the JSON with the trusted one and only then parses it, into a
+//!    [`VerifiedToc`]: a normalised tree of [`Inode`]s, their [`Chunk`]s, and the [`Member`]s these live in.
+//! 3. [`decode_member`] takes the bytes of one member and the chunks wanted from it, and returns
+//!    [`VerifiedChunk`]s.
+//!
+//! # Invariants
+//!
+//! - A [`VerifiedToc`] exists only if the sha256 of the TOC JSON matched, and each of its chunks has a digest.
+//!   A [`VerifiedChunk`] exists only if its bytes matched such a digest. Neither has another constructor.
+//! - No input makes this crate panic. What is allocated for an input is bounded by [`Limits`], which are
+//!   checked before the allocation; a size that the input merely claims is never believed.
+//! - Equal TOC JSON gives an equal [`Toc`], inode numbers included, on every machine and in every run.
+//!
+//! The format is the one that containerd/stargz-snapshotter's `estargz` package writes and reads; where that
+//! reader is lax about a TOC that no writer produces, this one returns [`Error`].
+
+mod digest;
+mod error;
+#[cfg(test)]
+mod fixture;
+mod footer;
+#[doc(hidden)]
+pub mod fuzzing;
+mod inflate;
+mod limits;
+mod member;
+mod open;
+mod toc;
+
+pub use digest::Digest;
+pub use error::Error;
+pub use footer::Format;
+pub use limits::Limits;
+pub use member::{ChunkSpec, VerifiedChunk, decode_member};
+pub use open::{Opener, Step};
+pub use toc::{Chunk, Inode, Kind, Landmark, Member, Timestamp, Toc, TocJson, VerifiedToc};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,0 +1,528 @@
+//! What to download, when, and only once.
+//!
+//! Owns: turning missing chunks into range requests ([`plan`]), the order of requests ([`scheduler`]), and the table
+//! of members under way. May not: choose hosts, parse formats beyond asking `estargz` to decode a member, or answer
+//! FUSE.
+//!
+//! The unit is the member. A task *claims* free members under one lock, fetches the ranges that hold them, decodes
+//! and verifies on the blocking pool (never more at once than there are cores), stores, and ends their flights; anyone
+//! else who needs one of them waits for its flight. A failure ends the flight with the error and is remembered
+//! nowhere: the next reader starts afresh.
+//!
+//! Invariants: a member is downloaded by at most one task at a time; a reader never waits for a background request
+//! that has not started (claims are made after admission); bytes that fail verification reach nobody.
+
+use std::{
+    collections::HashMap,
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use estargz::ChunkSpec;
+use parking_lot::Mutex;
+use registry::{HostTag, ReadOptions};
+use tokio::{
+    sync::{Semaphore, SemaphorePermit, watch},
+    time::Instant,
+};
+
+use crate::layer::Layer;
+
+pub mod plan;
+mod scheduler;
+
+pub use plan::Shape;
+use plan::{Members, Request};
+pub use scheduler::Class;
+use scheduler::{Admission, Scheduler};
+
+/// Bytes that fail verification are asked for this often in all, from other hosts where there are any. More would
+/// only make a reader wait longer for the same wrong bytes.
+const VERIFY_ATTEMPTS: u32 = 3;
+
+/// Why bytes could not be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FetchError {
+    /// No source gave the range in time.
+    #[error("{source_name}: bytes {start}-{end}: {error}")]
+    Registry {
+        /// The source asked.
+        source_name: Arc<str>,
+        /// First byte asked for.
+        start: u64,
+        /// Last byte asked for.
+        end: u64,
+        /// What the client said.
+        error: Arc<registry::Error>,
+    },
+    /// The bytes came but are not what the TOC promised.
+    #[error("{source_name}: member at {offset} from {host}: {error}")]
+    Verify {
+        /// The source asked.
+        source_name: Arc<str>,
+        /// The member's offset in the blob.
+        offset: u64,
+        /// Who sent them.
+        host: HostTag,
+        /// What is wrong with them.
+        error: Arc<estargz::Error>,
+    },
+    /// The task that fetched it ended without a result.
+    #[error("the download was given up")]
+    Aborted,
+    /// No result within the read's deadline.
+    #[error("no result within the deadline")]
+    Deadline,
+}
+
+impl FetchError {
+    /// The reason code under which it is logged and counted.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            FetchError::Registry { error, .. } => error.reason(),
+            FetchError::Verify { .. } => "verify_failed",
+            FetchError::Aborted => "aborted",
+            FetchError::Deadline => "timeout",
+        }
+    }
+}
+
+/// Settings of the engine.
+#[derive(Debug, Clone, Copy)]
+pub struct FetchConfig {
+    /// How requests for readers are formed.
+    pub shape: Shape,
+    /// Bytes of one request in the background.
+    pub background_request: u64,
+    /// Requests under way at once for readers.
+    pub on_demand: usize,
+    /// Requests under way at once for prefetch and fill together.
+    pub background: usize,
+    /// Compressed bytes under way or waiting to be decoded, half of them for readers.
+    pub in_flight_bytes: u64,
+    /// How long one background request may take.
+    pub background_deadline: std::time::Duration,
+}
+
+impl Default for FetchConfig {
+    fn default() -> Self {
+        FetchConfig {
+            // A round trip at 100 Mbit/s and 20 ms carries 256 KiB: reading over less than that is free, and reaching
+            // that far ahead doubles a request's time at most.
+            shape: Shape { gap: 64 << 10, max_request: 8 << 20, ahead: 256 << 10 },
+            background_request: 4 << 20,
+            on_demand: 64,
+            background: 2,
+            in_flight_bytes: 64 << 20,
+            background_deadline: std::time::Duration::from_secs(120),
+        }
+    }
+}
+
+/// Counts since start.
+#[derive(Debug, Default)]
+pub struct FetchCounters {
+    /// Requests for readers.
+    pub on_demand_requests: AtomicU64,
+    /// Requests for prefetch and fill.
+    pub background_requests: AtomicU64,
+    /// Compressed bytes received.
+    pub compressed_bytes: AtomicU64,
+    /// Verified bytes stored.
+    pub stored_bytes: AtomicU64,
+    /// Members whose bytes failed verification.
+    pub verify_failures: AtomicU64,
+}
+
+/// What all layers of a process share to fetch.
+#[derive(Debug)]
+pub struct Engine {
+    scheduler: Scheduler,
+    cpu: Arc<Semaphore>,
+    /// KiB of memory for readers' and for background requests.
+    memory: [Semaphore; 2],
+    config: FetchConfig,
+    limits: estargz::Limits,
+    counters: FetchCounters,
+}
+
+impl Engine {
+    /// With its settings.
+    pub fn new(config: FetchConfig, limits: estargz::Limits) -> Engine {
+        let cores = std::thread::available_parallelism().map_or(2, |n| n.get());
+        Engine {
+            scheduler: Scheduler::new(config.on_demand, config.background),
+            cpu: Arc::new(Semaphore::new(cores)),
+            memory: [(); 2].map(|()| Semaphore::new(half_in_kib(&config) as usize)),
+            config,
+            limits,
+            counters: FetchCounters::default(),
+        }
+    }
+
+    /// Waits until a request of `bytes` fits into the memory of its kind. One that never fits goes alone.
+    async fn reserve(&self, class: Class, bytes: u64) -> SemaphorePermit<'_> {
+        let kib = bytes.div_ceil(1024).min(u64::from(half_in_kib(&self.config))) as u32;
+        let memory = &self.memory[usize::from(class != Class::OnDemand)];
+        memory.acquire_many(kib).await.expect("the semaphore is never closed")
+    }
+
+    /// Its settings.
+    pub fn config(&self) -> &FetchConfig {
+        &self.config
+    }
+
+    /// Its counts.
+    pub fn counters(&self) -> &FetchCounters {
+        &self.counters
+    }
+
+    /// Its limits on formats.
+    pub fn limits(&self) -> &estargz::Limits {
+        &self.limits
+    }
+}
+
+fn half_in_kib(config: &FetchConfig) -> u32 {
+    // The upper bound is the semaphore's own.
+    (config.in_flight_bytes / 2048).clamp(1, u64::from(u32::MAX >> 3)) as u32
+}
+
+/// Verified chunks that could not be stored (disk full): served once from memory, then forgotten.
+pub type Unstored = HashMap<u32, Bytes>;
+type Outcome = Result<Arc<Unstored>, Arc<FetchError>>;
+
+/// The members of one layer under way.
+#[derive(Debug, Default)]
+pub struct Flights(Mutex<HashMap<u32, watch::Receiver<Option<Outcome>>>>);
+
+/// The duty to end one member's flight.
+#[derive(Debug)]
+struct Flight {
+    layer: Arc<Layer>,
+    member: u32,
+    outcome: watch::Sender<Option<Outcome>>,
+}
+
+impl Flight {
+    /// Ends it: first nobody joins any more, then those who have hear of it.
+    fn end(self, outcome: Outcome) {
+        self.layer.flights().0.lock().remove(&self.member);
+        self.outcome.send_replace(Some(outcome));
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.layer.flights().0.lock().remove(&self.member);
+        self.outcome.send_if_modified(|outcome| {
+            let dropped = outcome.is_none();
+            outcome.get_or_insert_with(|| Err(Arc::new(FetchError::Aborted)));
+            dropped
+        });
+    }
+}
+
+/// A layer as the planner sees it, under the lock of its flights.
+struct View<'a> {
+    layer: &'a Layer,
+    flights: &'a HashMap<u32, watch::Receiver<Option<Outcome>>>,
+}
+
+impl Members for View<'_> {
+    fn count(&self) -> u32 {
+        self.layer.index().members()
+    }
+
+    fn bytes(&self, member: u32) -> Range<u64> {
+        fetch_range(self.layer, member)
+    }
+
+    fn is_free(&self, member: u32) -> bool {
+        !self.flights.contains_key(&member) && !missing(self.layer, member).is_empty()
+    }
+}
+
+/// The bytes of the blob that are enough to decode a member's chunks.
+fn fetch_range(layer: &Layer, member: u32) -> Range<u64> {
+    let index = layer.index();
+    let range = index.member_range(member);
+    let decoded = index.member_chunks(member).last().map_or(0, |c| {
+        let spec = index.chunk(c).spec;
+        spec.inner_offset.saturating_add(spec.size)
+    });
+    // A TOC can claim any distance between members. Deflate never grows data by more than a few bytes in 16 KiB;
+    // this allows for far worse encoders and still bounds a request by the chunks' own limits.
+    let bound = decoded.saturating_add(decoded / 8).saturating_add(64 << 10);
+    range.start..range.end.min(range.start.saturating_add(bound))
+}
+
+/// The chunks of a member that are not in the store, ascending by inner offset.
+fn missing(layer: &Layer, member: u32) -> Vec<(u32, ChunkSpec)> {
+    layer
+        .index()
+        .member_chunks(member)
+        .filter(|&c| !layer.store().has(c))
+        .map(|c| (c, layer.index().chunk(c).spec))
+        .collect()
+}
+
+/// Members claimed for fetching, as requests, and those somebody else fetches.
+struct Claim {
+    requests: Vec<(Request, Vec<Flight>)>,
+    others: Vec<watch::Receiver<Option<Outcome>>>,
+}
+
+fn claim(layer: &Arc<Layer>, members: &[u32], shape: Shape) -> Claim {
+    let mut flights = layer.flights().0.lock();
+    let view = View { layer, flights: &flights };
+    let others = members.iter().filter_map(|m| view.flights.get(m).cloned()).collect();
+    let wanted: Vec<u32> = members.iter().copied().filter(|&m| view.is_free(m)).collect();
+    let requests = plan::requests(&wanted, &view, shape);
+    let requests = requests
+        .into_iter()
+        .map(|request| {
+            let mut mine: Vec<Flight> = Vec::with_capacity(request.members.len());
+            for &member in &request.members {
+                let (outcome, receiver) = watch::channel(None);
+                flights.insert(member, receiver);
+                mine.push(Flight { layer: layer.clone(), member, outcome });
+            }
+            // What a reader waits for is decoded before what came along.
+            mine.sort_by_key(|f| (wanted.binary_search(&f.member).is_err(), f.member));
+            (request, mine)
+        })
+        .collect();
+    Claim { requests, others }
+}
+
+/// Brings members in for a reader. On success every chunk of theirs is in the store or in the map returned.
+pub async fn on_demand(
+    layer: &Arc<Layer>,
+    members: &[u32],
+    deadline: Instant,
+) -> Result<Unstored, Arc<FetchError>> {
+    recheck(layer, members).await;
+    let Claim { requests, others } = claim(layer, members, layer.engine().config.shape);
+    let mut waits = others;
+    for (request, flights) in requests {
+        waits.extend(flights.iter().map(|f| f.outcome.subscribe()));
+        let layer = layer.clone();
+        // A task of its own: the download serves others too, and goes on when this reader is killed.
+        tokio::spawn(async move {
+            let engine = layer.engine().clone();
+            let _admission = engine.scheduler.admit(Class::OnDemand).await;
+            engine.counters.on_demand_requests.fetch_add(1, Ordering::Relaxed);
+            run(&layer, request.bytes, flights, Class::OnDemand, deadline).await;
+        });
+    }
+    let mut unstored = Unstored::new();
+    for mut wait in waits {
+        let outcome = tokio::time::timeout_at(deadline, wait.wait_for(Option::is_some)).await;
+        match outcome.map(|o| o.ok().and_then(|o| o.clone())) {
+            Ok(Some(Ok(chunks))) => unstored.extend(chunks.iter().map(|(c, b)| (*c, b.clone()))),
+            Ok(Some(Err(error))) => return Err(error),
+            Ok(None) => return Err(Arc::new(FetchError::Aborted)),
+            Err(_) => return Err(Arc::new(FetchError::Deadline)),
+        }
+    }
+    Ok(unstored)
+}
+
+/// What one step in the background did.
+#[derive(Debug)]
+pub enum Step {
+    /// Nothing between the cursor and the end is missing.
+    Done,
+    /// Members below the number are stored, under way elsewhere, or failed with the error.
+    Advanced(u32, Option<Arc<FetchError>>),
+    /// The disk is full.
+    NoSpace,
+}
+
+/// Fetches one request's worth of missing members in `from..until`, in blob order, as soon as its class may.
+pub async fn background(layer: &Arc<Layer>, from: u32, until: u32, class: Class) -> Step {
+    let engine = layer.engine().clone();
+    let admission: Admission<'_> = engine.scheduler.admit(class).await;
+    let size = engine.config.background_request;
+    let shape = Shape { gap: engine.config.shape.gap, max_request: size, ahead: 0 };
+    let mut batch: Vec<u32> = Vec::new();
+    {
+        let flights = layer.flights().0.lock();
+        let view = View { layer, flights: &flights };
+        for member in (from..until).filter(|&m| view.is_free(m)) {
+            let start = batch.first().map_or(view.bytes(member).start, |&first| view.bytes(first).start);
+            if !batch.is_empty() && view.bytes(member).end - start > size {
+                break;
+            }
+            batch.push(member);
+        }
+    }
+    let Some(&last) = batch.last() else { return Step::Done };
+    recheck(layer, &batch).await;
+    let deadline = Instant::now() + engine.config.background_deadline;
+    let mut error = None;
+    for (request, flights) in claim(layer, &batch, shape).requests {
+        engine.counters.background_requests.fetch_add(1, Ordering::Relaxed);
+        let waits: Vec<_> = flights.iter().map(|f| f.outcome.subscribe()).collect();
+        run(layer, request.bytes, flights, class, deadline).await;
+        for wait in waits {
+            match wait.borrow().as_ref() {
+                Some(Ok(unstored)) if !unstored.is_empty() => return Step::NoSpace,
+                Some(Err(e)) => error = Some(e.clone()),
+                _ => {}
+            }
+        }
+    }
+    drop(admission);
+    Step::Advanced(last + 1, error)
+}
+
+/// Takes what is useful from bytes that were fetched for another purpose: members that lie wholly in them.
+pub async fn offer(layer: &Arc<Layer>, start: u64, bytes: Bytes) {
+    let end = start + bytes.len() as u64;
+    let inside = |m: &u32| {
+        let range = fetch_range(layer, *m);
+        range.start >= start && range.end <= end
+    };
+    let members: Vec<u32> = (0..layer.index().members()).filter(inside).collect();
+    // No gap and no look-ahead: exactly these members are claimed.
+    let shape = Shape { gap: 0, max_request: u64::MAX, ahead: 0 };
+    for (_, flights) in claim(layer, &members, shape).requests {
+        // What does not verify is fetched when it is needed.
+        decode(layer, bytes.clone(), start, flights).await;
+    }
+}
+
+/// Hashes chunks again that a reboot made suspect, so that only what is really gone is fetched.
+async fn recheck(layer: &Arc<Layer>, members: &[u32]) {
+    let suspects: Vec<u32> = members
+        .iter()
+        .flat_map(|&m| layer.index().member_chunks(m))
+        .filter(|&c| layer.store().is_suspect(c))
+        .collect();
+    if !suspects.is_empty() {
+        let layer = layer.clone();
+        let recheck = move || {
+            for chunk in suspects {
+                layer.store().recheck(&layer.index().chunk(chunk));
+            }
+        };
+        // A panic in there leaves the chunks absent, and they are fetched.
+        let _ = tokio::task::spawn_blocking(recheck).await;
+    }
+}
+
+/// Fetches a range, decodes and stores the members in it, and ends their flights.
+async fn run(
+    layer: &Arc<Layer>,
+    bytes: Range<u64>,
+    mut flights: Vec<Flight>,
+    class: Class,
+    deadline: Instant,
+) {
+    let engine = layer.engine().clone();
+    let _memory = engine.reserve(class, bytes.end - bytes.start).await;
+    let mut avoid = None;
+    let mut range = bytes;
+    for attempt in 1..=VERIFY_ATTEMPTS {
+        let options = ReadOptions { deadline, avoid: avoid.clone() };
+        let source_name = layer.sources().name();
+        let served = match layer.sources().read(range.clone(), &options).await {
+            Ok(served) => served,
+            Err(error) => {
+                let (start, end) = (range.start, range.end.saturating_sub(1));
+                let error = FetchError::Registry { source_name, start, end, error: Arc::new(error) };
+                return fail(layer, flights, error);
+            }
+        };
+        layer.engine().counters.compressed_bytes.fetch_add(served.bytes.len() as u64, Ordering::Relaxed);
+        let host = served.host;
+        let Some((failed, error)) = decode(layer, served.bytes, range.start, flights).await else { return };
+        layer.engine().counters.verify_failures.fetch_add(failed.len() as u64, Ordering::Relaxed);
+        // Only what failed is asked for again, if possible of another host.
+        range = failed
+            .iter()
+            .map(|f| fetch_range(layer, f.member))
+            .fold(u64::MAX..0, |all, one| all.start.min(one.start)..all.end.max(one.end));
+        let error = FetchError::Verify {
+            source_name,
+            offset: range.start,
+            host: host.clone(),
+            error: Arc::new(error),
+        };
+        if attempt == VERIFY_ATTEMPTS {
+            return fail(layer, failed, error);
+        }
+        tracing::warn!(layer = %layer.digest(), attempt, %error, "bytes failed verification, asking again");
+        flights = failed;
+        avoid = Some(host);
+    }
+}
+
+fn fail(layer: &Layer, flights: Vec<Flight>, error: FetchError) {
+    let error = Arc::new(error);
+    layer.note_error(&error);
+    for flight in flights {
+        flight.end(Err(error.clone()));
+    }
+}
+
+/// Decodes, verifies and stores on the blocking pool, and ends the flights that went well; the others come back with
+/// the last one's error.
+async fn decode(
+    layer: &Arc<Layer>,
+    blob: Bytes,
+    start: u64,
+    flights: Vec<Flight>,
+) -> Option<(Vec<Flight>, estargz::Error)> {
+    let engine = layer.engine().clone();
+    let core = engine.cpu.clone().acquire_owned().await.expect("the semaphore is never closed");
+    let layer = layer.clone();
+    let work = move || {
+        let _core = core;
+        let mut failed = None;
+        for flight in flights {
+            let at = usize::try_from(layer.index().member_range(flight.member).start - start)
+                .unwrap_or(usize::MAX);
+            let member = blob.get(at..).unwrap_or_default();
+            match decode_one(&layer, flight.member, member) {
+                Ok(unstored) => flight.end(Ok(Arc::new(unstored))),
+                Err(error) => {
+                    let (flights, last) = failed.get_or_insert_with(|| (Vec::new(), None));
+                    flights.push(flight);
+                    *last = Some(error);
+                }
+            }
+        }
+        failed.and_then(|(flights, error): (Vec<Flight>, Option<estargz::Error>)| Some((flights, error?)))
+    };
+    // A panic in there drops the flights, which ends them as aborted.
+    tokio::task::spawn_blocking(work).await.unwrap_or(None)
+}
+
+fn decode_one(layer: &Layer, member: u32, bytes: &[u8]) -> Result<Unstored, estargz::Error> {
+    let wanted = missing(layer, member);
+    let specs: Vec<ChunkSpec> = wanted.iter().map(|(_, spec)| *spec).collect();
+    let mut unstored = Unstored::new();
+    for ((id, _), chunk) in
+        wanted.into_iter().zip(estargz::decode_member(bytes, &specs, layer.engine().limits())?)
+    {
+        match layer.store().put(&layer.index().chunk(id), &chunk) {
+            Ok(()) => {
+                let stored = chunk.data().len() as u64;
+                layer.engine().counters.stored_bytes.fetch_add(stored, Ordering::Relaxed);
+            }
+            Err(error) => {
+                layer.note_store_error(&error);
+                unstored.insert(id, chunk.into_data());
+            }
+        }
+    }
+    Ok(unstored)
+}

@@ -1,0 +1,486 @@
+//! Translates between FUSE requests and the layers' semantics.
+
+use std::{
+    cell::RefCell,
+    ffi::OsStr,
+    io,
+    os::unix::ffi::OsStrExt as _,
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use estargz::Kind;
+use fuser::{
+    Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, InitFlags, KernelConfig,
+    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+};
+use tokio::{runtime::Handle, time::Instant};
+
+use crate::{
+    fs::{self, OpaqueXattr, STATE_DIR, STATE_FILE},
+    index::{Attr, Node},
+    layer::Layer,
+    reader,
+    slots::{self, ROOT_INO, Slots},
+};
+
+/// Layers never change. (The kernel takes any number of seconds; this is a century.)
+const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+/// Requests the kernel may have under way in the background, read-ahead above all. Its default of 12 makes parallel
+/// misses wait for each other.
+const MAX_BACKGROUND: u16 = 512;
+/// The largest request the kernel makes (256 pages).
+const MAX_REQUEST: u32 = 1 << 20;
+
+/// The requests that are counted, by their names in the FUSE protocol.
+pub const OPS: [&str; 10] =
+    ["lookup", "getattr", "readlink", "open", "opendir", "read", "readdir", "getxattr", "listxattr", "other"];
+
+/// Requests answered since start, in the order of [`OPS`], and what became of reads.
+#[derive(Debug, Default)]
+pub struct FuseCounters {
+    ops: [AtomicU64; OPS.len()],
+    /// Reads that had to wait for the network.
+    pub read_misses: AtomicU64,
+    /// Reads answered EIO.
+    pub read_errors: AtomicU64,
+    /// Requests that panicked.
+    pub panics: AtomicU64,
+}
+
+impl FuseCounters {
+    /// How often each of [`OPS`] was asked.
+    pub fn ops(&self) -> [u64; OPS.len()] {
+        self.ops.each_ref().map(|n| n.load(Ordering::Relaxed))
+    }
+
+    /// All requests together.
+    pub fn total(&self) -> u64 {
+        self.ops().iter().sum()
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Op {
+    Lookup,
+    Getattr,
+    Readlink,
+    Open,
+    Opendir,
+    Read,
+    Readdir,
+    Getxattr,
+    Listxattr,
+    Other,
+}
+
+/// Answers the kernel.
+#[derive(Debug)]
+pub struct Adapter {
+    slots: Arc<Slots>,
+    counters: Arc<FuseCounters>,
+    runtime: Handle,
+    opaque: OpaqueXattr,
+    read_deadline: Duration,
+}
+
+thread_local! {
+    /// One buffer per FUSE thread for reads answered at once.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Adapter {
+    /// Answers for `slots`; reads that miss run on `runtime` and fail after `read_deadline`.
+    pub fn new(
+        slots: Arc<Slots>,
+        counters: Arc<FuseCounters>,
+        runtime: Handle,
+        opaque: OpaqueXattr,
+        read_deadline: Duration,
+    ) -> Adapter {
+        Adapter { slots, counters, runtime, opaque, read_deadline }
+    }
+
+    /// Counts a request and answers it; a panic drops the reply, which answers EIO.
+    fn answer(&self, op: Op, request: impl FnOnce()) {
+        self.counters.ops[op as usize].fetch_add(1, Ordering::Relaxed);
+        if std::panic::catch_unwind(AssertUnwindSafe(request)).is_err() {
+            self.counters.panics.fetch_add(1, Ordering::Relaxed);
+            tracing::error!(op = OPS[op as usize], "a request panicked; it was answered EIO");
+        }
+    }
+
+    fn node(&self, ino: INodeNo) -> Result<(u32, Arc<Layer>, Node), Errno> {
+        let (slot, node) = slots::split(ino.0);
+        let layer = self.slots.get(slot).ok_or(Errno::ESTALE)?;
+        Ok((slot, layer, node))
+    }
+
+    fn attr_of(&self, ino: INodeNo) -> Result<(Duration, FileAttr), Errno> {
+        if ino.0 == ROOT_INO {
+            return Ok((FOREVER, root_attr()));
+        }
+        let (slot, layer, node) = self.node(ino)?;
+        let attr = fs::attr(&layer, node).ok_or(Errno::ESTALE)?;
+        Ok((attr_ttl(node), file_attr(slot, node, &attr)))
+    }
+
+    fn lookup_entry(&self, parent: INodeNo, name: &OsStr) -> Result<(Duration, FileAttr), Errno> {
+        if parent.0 == ROOT_INO {
+            // Not found is not remembered here: slots come.
+            let slot = slots::parse(name.as_bytes()).ok_or(Errno::ENOENT)?;
+            let layer = self.slots.get(slot).ok_or(Errno::ENOENT)?;
+            let attr = fs::attr(&layer, 0).ok_or(Errno::ESTALE)?;
+            return Ok((FOREVER, file_attr(slot, 0, &attr)));
+        }
+        let (slot, layer, dir) = self.node(parent)?;
+        let Some(node) = fs::lookup(&layer, dir, name.as_bytes()) else {
+            // Inode 0 with a lifetime is a negative entry.
+            return Ok((FOREVER, FileAttr { ino: INodeNo(0), ..root_attr() }));
+        };
+        let attr = fs::attr(&layer, node).ok_or(Errno::ESTALE)?;
+        Ok((attr_ttl(node), file_attr(slot, node, &attr)))
+    }
+
+    /// Calls `add(ino, offset of the next entry, name, attributes)` until it says that the buffer is full.
+    fn list(
+        &self,
+        ino: INodeNo,
+        offset: u64,
+        mut add: impl FnMut(u64, u64, &[u8], &dyn Fn() -> (Duration, FileAttr)) -> bool,
+    ) -> Result<(), Errno> {
+        if ino.0 == ROOT_INO {
+            let root = || (FOREVER, root_attr());
+            for (at, name) in [(0, &b"."[..]), (1, b"..")] {
+                if offset <= at && add(ROOT_INO, at + 1, name, &root) {
+                    return Ok(());
+                }
+            }
+            for (slot, layer) in
+                self.slots.all().into_iter().filter(|(slot, _)| u64::from(*slot) + 2 > offset)
+            {
+                let attr = || (FOREVER, fs::attr(&layer, 0).map_or(root_attr(), |a| file_attr(slot, 0, &a)));
+                // A slot's offset is its number, so that a listing goes on rightly while slots come and go.
+                if add(slots::ino(slot, 0), u64::from(slot) + 2, slot.to_string().as_bytes(), &attr) {
+                    return Ok(());
+                }
+            }
+            return Ok(());
+        }
+        let (slot, layer, dir) = self.node(ino)?;
+        let attr = |node: Node| {
+            (attr_ttl(node), fs::attr(&layer, node).map_or(root_attr(), |a| file_attr(slot, node, &a)))
+        };
+        let above = if dir == 0 { ROOT_INO } else { slots::ino(slot, fs::parent(&layer, dir)) };
+        let dots = [(0, slots::ino(slot, dir), &b"."[..]), (1, above, b"..")];
+        for (at, ino, name) in dots {
+            if offset <= at && add(ino, at + 1, name, &|| attr(dir)) {
+                return Ok(());
+            }
+        }
+        let skip = offset.saturating_sub(2);
+        for (at, (name, node)) in
+            fs::entries(&layer, dir, usize::try_from(skip).unwrap_or(usize::MAX)).enumerate()
+        {
+            if add(slots::ino(slot, node), skip + at as u64 + 3, &name, &|| attr(node)) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn read_file(&self, ino: INodeNo, offset: u64, len: u32, reply: ReplyData) {
+        let (layer, node) = match self.node(ino) {
+            Ok((_, layer, node)) => (layer, node),
+            Err(errno) => return reply.error(errno),
+        };
+        let size = match fs::attr(&layer, node) {
+            Some(Attr { kind: Kind::Regular, size, .. }) => size,
+            Some(Attr { kind: Kind::Directory, .. }) => return reply.error(Errno::EISDIR),
+            Some(_) => return reply.error(Errno::EINVAL),
+            None => return reply.error(Errno::ESTALE),
+        };
+        let bytes = reader::clip(size, offset, len);
+        if node == STATE_FILE {
+            let content = fs::state_content(&layer);
+            return reply.data(&content[bytes.start as usize..bytes.end as usize]);
+        }
+        let reply = BUFFER.with_borrow_mut(|buffer| {
+            if reader::read_local(&layer, node, bytes.clone(), buffer) {
+                reply.data(buffer);
+                return None;
+            }
+            Some(reply)
+        });
+        let Some(reply) = reply else { return };
+        self.counters.read_misses.fetch_add(1, Ordering::Relaxed);
+        let (deadline, counters) = (Instant::now() + self.read_deadline, self.counters.clone());
+        // The kernel bounds these itself: MAX_BACKGROUND for read-ahead, one for each thread that reads.
+        self.runtime.spawn(async move {
+            match reader::read(&layer, node, bytes.clone(), deadline).await {
+                Ok(data) => reply.data(&data),
+                Err(error) => {
+                    counters.read_errors.fetch_add(1, Ordering::Relaxed);
+                    tracing::error!(
+                        layer = %layer.digest(), source = %layer.sources().name(), node, start = bytes.start,
+                        end = bytes.end, reason = error.reason(), %error, "read failed"
+                    );
+                    reply.error(Errno::EIO);
+                }
+            }
+        });
+    }
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        for flag in [
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_NO_OPEN_SUPPORT,
+            InitFlags::FUSE_NO_OPENDIR_SUPPORT,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_ASYNC_DIO,
+            // For the state file alone: its time changes with its content.
+            InitFlags::FUSE_AUTO_INVAL_DATA,
+        ] {
+            if config.add_capabilities(flag).is_err() {
+                tracing::debug!(?flag, "this kernel's FUSE lacks a capability; doing without");
+            }
+        }
+        // Neither number is out of range.
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        let _ = config.set_max_write(MAX_REQUEST);
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.answer(Op::Lookup, || match self.lookup_entry(parent, name) {
+            Ok((ttl, attr)) => reply.entry_with_ttls(&FOREVER, &ttl, &attr, Generation(0)),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        self.answer(Op::Getattr, || match self.attr_of(ino) {
+            Ok((ttl, attr)) => reply.attr(&ttl, &attr),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        self.answer(Op::Readlink, || match self.node(ino) {
+            Ok((_, layer, node)) => match layer.index().link_target(node) {
+                Some(target) => reply.data(target),
+                None => reply.error(Errno::EINVAL),
+            },
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn open(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        // Once: the kernel then opens without asking and keeps the page cache between opens.
+        self.answer(Op::Open, || reply.error(Errno::ENOSYS));
+    }
+
+    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.answer(Op::Opendir, || reply.error(Errno::ENOSYS));
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.answer(Op::Read, || self.read_file(ino, offset, size, reply));
+    }
+
+    fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        self.answer(Op::Readdir, || {
+            let listed = self.list(ino, offset, |ino, next, name, attr| {
+                reply.add(INodeNo(ino), next, attr().1.kind, OsStr::from_bytes(name))
+            });
+            match listed {
+                Ok(()) => reply.ok(),
+                Err(errno) => reply.error(errno),
+            }
+        });
+    }
+
+    fn readdirplus(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        self.answer(Op::Readdir, || {
+            let listed = self.list(ino, offset, |ino, next, name, attr| {
+                let (ttl, attr) = attr();
+                reply.add(INodeNo(ino), next, OsStr::from_bytes(name), &ttl, &attr, Generation(0))
+            });
+            match listed {
+                Ok(()) => reply.ok(),
+                Err(errno) => reply.error(errno),
+            }
+        });
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.answer(Op::Getxattr, || match self.node(ino) {
+            Ok((_, layer, node)) => match fs::xattr(&layer, node, name.as_bytes(), self.opaque) {
+                Some(value) => sized(reply, value, size),
+                None => reply.error(Errno::ENODATA),
+            },
+            Err(_) if ino.0 == ROOT_INO => reply.error(Errno::ENODATA),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.answer(Op::Listxattr, || match self.node(ino) {
+            Ok((_, layer, node)) => sized(reply, &fs::xattr_names(&layer, node, self.opaque), size),
+            Err(_) if ino.0 == ROOT_INO => sized(reply, b"", size),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        self.answer(Op::Other, || reply.statfs(0, 0, 0, 0, 0, 4096, 255, 4096));
+    }
+
+    fn lseek(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _offset: i64,
+        _whence: i32,
+        reply: ReplyLseek,
+    ) {
+        // Once: the kernel then answers SEEK_DATA and SEEK_HOLE itself, as for a file without holes.
+        self.answer(Op::Other, || reply.error(Errno::ENOSYS));
+    }
+
+    fn flush(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        self.answer(Op::Other, || reply.error(Errno::ENOSYS));
+    }
+}
+
+/// The two-step protocol of `getxattr` and `listxattr`: size first, then the value if it fits.
+fn sized(reply: ReplyXattr, value: &[u8], size: u32) {
+    match u32::try_from(value.len()) {
+        Ok(len) if size == 0 => reply.size(len),
+        Ok(len) if len <= size => reply.data(value),
+        _ => reply.error(Errno::ERANGE),
+    }
+}
+
+fn attr_ttl(node: Node) -> Duration {
+    if node == STATE_FILE || node == STATE_DIR { Duration::ZERO } else { FOREVER }
+}
+
+fn file_attr(slot: u32, node: Node, attr: &Attr) -> FileAttr {
+    let mtime = time(attr.mtime);
+    FileAttr {
+        ino: INodeNo(slots::ino(slot, node)),
+        size: attr.size,
+        // stat counts in units of 512 bytes; disks allocate 4096.
+        blocks: attr.size.div_ceil(4096) * 8,
+        atime: mtime,
+        mtime,
+        ctime: mtime,
+        crtime: UNIX_EPOCH,
+        kind: match attr.kind {
+            Kind::Directory => FileType::Directory,
+            Kind::Regular => FileType::RegularFile,
+            Kind::Symlink => FileType::Symlink,
+            Kind::CharDevice => FileType::CharDevice,
+            Kind::BlockDevice => FileType::BlockDevice,
+            Kind::Fifo => FileType::NamedPipe,
+        },
+        perm: attr.mode,
+        nlink: attr.nlink,
+        uid: attr.uid,
+        gid: attr.gid,
+        // The kernel's 32-bit encoding (new_encode_dev): 12 bits of major between two parts of minor.
+        rdev: (attr.rdev.1 & 0xff) | (attr.rdev.0 & 0xfff) << 8 | (attr.rdev.1 & !0xff) << 12,
+        blksize: 4096,
+        flags: 0,
+    }
+}
+
+fn time((secs, nanos): (i64, u32)) -> SystemTime {
+    let whole = Duration::from_secs(secs.unsigned_abs());
+    let base = if secs >= 0 { UNIX_EPOCH.checked_add(whole) } else { UNIX_EPOCH.checked_sub(whole) };
+    base.and_then(|t| t.checked_add(Duration::from_nanos(u64::from(nanos)))).unwrap_or(UNIX_EPOCH)
+}
+
+fn root_attr() -> FileAttr {
+    let attr = Attr {
+        kind: Kind::Directory,
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+        nlink: 2,
+        rdev: (0, 0),
+        size: 0,
+        mtime: (0, 0),
+    };
+    FileAttr { ino: INodeNo(ROOT_INO), ..file_attr(0, 0, &attr) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_numbers_are_encoded_as_the_kernel_decodes_them() {
+        let rdev = |major, minor| {
+            let attr = Attr {
+                kind: Kind::CharDevice,
+                mode: 0,
+                uid: 0,
+                gid: 0,
+                nlink: 1,
+                rdev: (major, minor),
+                size: 0,
+                mtime: (0, 0),
+            };
+            file_attr(1, 1, &attr).rdev
+        };
+        assert_eq!(rdev(0, 0), 0);
+        assert_eq!(rdev(1, 3), 0x103);
+        assert_eq!(rdev(8, 0x12345), 0x1230_0845);
+    }
+
+    #[test]
+    fn times_before_the_epoch_count_backwards() {
+        assert_eq!(time((-1, 0)), UNIX_EPOCH - Duration::from_secs(1));
+        assert_eq!(time((-1, 500_000_000)), UNIX_EPOCH - Duration::from_millis(500));
+        // Whatever a TOC says is a time, not a panic.
+        for secs in [i64::MIN, i64::MAX] {
+            time((secs, 999_999_999));
+        }
+    }
+}

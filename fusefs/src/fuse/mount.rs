@@ -1,0 +1,171 @@
+//! Mounts the file system and runs its session.
+
+use std::{
+    fs,
+    io::{self, ErrorKind},
+    os::fd::{AsRawFd as _, OwnedFd},
+    os::unix::ffi::OsStrExt as _,
+    path::{Path, PathBuf},
+    thread::JoinHandle,
+};
+
+use fuser::{Config, INodeNo, Notifier, Session, SessionACL};
+use rustix::{
+    fs::{Mode, OFlags},
+    mount::{MountFlags, UnmountFlags},
+};
+
+use super::Adapter;
+use crate::slots::ROOT_INO;
+
+/// The kernel's own limit on one request is 256 pages.
+const READ_AHEAD_KIB: u32 = 1024;
+
+/// A mounted, served connection. Dropping it detaches the mount.
+#[derive(Debug)]
+pub struct Connection {
+    mountpoint: PathBuf,
+    notifier: Notifier,
+    session: Option<JoinHandle<()>>,
+}
+
+impl Connection {
+    /// Mounts at `mountpoint`, which must exist and not be a mount point, and serves with `threads` threads.
+    pub fn open(mountpoint: &Path, adapter: Adapter, threads: usize) -> io::Result<Connection> {
+        let device =
+            rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(|e| {
+                let e = io::Error::from(e);
+                io::Error::new(e.kind(), format!("opening /dev/fuse: {e}; is the fuse module loaded?"))
+            })?;
+        mount(mountpoint, &device)?;
+        let mut config = Config::default();
+        config.acl = SessionACL::All;
+        config.n_threads = Some(threads);
+        // A cloned fd would end its requests in flight when it is closed; the connection must outlive any one fd.
+        config.clone_fd = false;
+        let session = Session::from_fd(adapter, device, SessionACL::All, config).inspect_err(|_| {
+            detach(mountpoint);
+        })?;
+        let notifier = session.notifier();
+        let path = mountpoint.to_owned();
+        let run = move || match session.run() {
+            Ok(()) => tracing::debug!(mount = %path.display(), "the file system is unmounted"),
+            Err(error) => tracing::error!(mount = %path.display(), %error, "the FUSE session failed"),
+        };
+        let session = std::thread::Builder::new().name("fuse-session".into()).spawn(run)?;
+        if let Err(error) = raise_read_ahead(mountpoint) {
+            tracing::warn!(mount = %mountpoint.display(), %error, "read-ahead stays at the kernel's default");
+        }
+        Ok(Connection { mountpoint: mountpoint.to_owned(), notifier, session: Some(session) })
+    }
+
+    /// Tells the kernel that a slot's directory is gone from the root, and that the root's listing changed. May block
+    /// on locks that requests hold: never call it on a FUSE thread.
+    pub fn forget_slot(&self, slot: u32) {
+        // Errors say that the kernel did not know it.
+        let _ = self.notifier.inval_entry(INodeNo(ROOT_INO), slot.to_string().as_ref());
+        self.root_changed();
+    }
+
+    /// Tells the kernel that the root's listing changed. May block as [`Connection::forget_slot`].
+    pub fn root_changed(&self) {
+        let _ = self.notifier.inval_inode(INodeNo(ROOT_INO), 0, 0);
+    }
+
+    /// Unmounts if nothing uses the mount. `false`: something does, and it stays.
+    pub fn close_if_idle(mut self) -> bool {
+        let idle = rustix::mount::unmount(&self.mountpoint, UnmountFlags::NOFOLLOW).is_ok();
+        if idle {
+            if let Some(session) = self.session.take() {
+                let _ = session.join();
+            }
+        } else {
+            // The threads end with the process; whoever uses the mount keeps what the page cache has.
+            self.session.take();
+        }
+        idle
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if self.session.take().is_some() {
+            detach(&self.mountpoint);
+        }
+    }
+}
+
+fn mount(mountpoint: &Path, device: &OwnedFd) -> io::Result<()> {
+    let data = format!(
+        "fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions",
+        device.as_raw_fd()
+    );
+    let data = std::ffi::CString::new(data).map_err(io::Error::other)?;
+    // Not `nosuid`, not `nodev`: a view of one layer is a bind mount of its directory and would inherit them.
+    rustix::mount::mount(
+        "lazurite",
+        mountpoint,
+        "fuse.lazurite",
+        MountFlags::RDONLY | MountFlags::NOATIME,
+        Some(data.as_c_str()),
+    )
+    .map_err(|e| {
+        let e = io::Error::from(e);
+        io::Error::new(e.kind(), format!("mounting at {}: {e}", mountpoint.display()))
+    })
+}
+
+fn detach(mountpoint: &Path) {
+    if let Err(error) = rustix::mount::unmount(mountpoint, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+        tracing::debug!(mount = %mountpoint.display(), %error, "detaching");
+    }
+}
+
+/// Detaches whatever an earlier process left mounted at `mountpoint`; how many mounts there were. Works from the mount
+/// table alone: a look at a dead mount fails, a look at a stuck one hangs.
+pub fn clear_stale(mountpoint: &Path) -> io::Result<usize> {
+    let mut cleared = 0;
+    while !entries_of(mountpoint)?.is_empty() {
+        rustix::mount::unmount(mountpoint, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?;
+        cleared += 1;
+    }
+    Ok(cleared)
+}
+
+/// `major:minor` of each mount at a path, in the order they were made.
+fn entries_of(mountpoint: &Path) -> io::Result<Vec<String>> {
+    let table = fs::read("/proc/self/mountinfo")?;
+    // Fields of proc(5): id parent major:minor root mountpoint ...; blanks in paths are written \040.
+    let wanted = escape(mountpoint.as_os_str().as_bytes());
+    Ok(table
+        .split(|&b| b == b'\n')
+        .filter_map(|line| {
+            let mut fields = line.split(|&b| b == b' ');
+            let device = fields.nth(2)?;
+            (fields.nth(1)? == wanted).then(|| String::from_utf8_lossy(device).into_owned())
+        })
+        .collect())
+}
+
+fn escape(path: &[u8]) -> Vec<u8> {
+    path.iter()
+        .flat_map(|&b| match b {
+            b' ' | b'\t' | b'\n' | b'\\' => format!("\\{b:03o}").into_bytes(),
+            _ => vec![b],
+        })
+        .collect()
+}
+
+/// INIT cannot ask for more than the kernel's default of 128 KiB, but the mount's own setting can be raised after it.
+fn raise_read_ahead(mountpoint: &Path) -> io::Result<()> {
+    let device = entries_of(mountpoint)?.pop().ok_or(ErrorKind::NotFound)?;
+    fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), READ_AHEAD_KIB.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn paths_are_escaped_as_the_mount_table_has_them() {
+        assert_eq!(super::escape(b"/a b\\c"), b"/a\\040b\\134c");
+    }
+}

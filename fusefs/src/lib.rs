@@ -1,0 +1,37 @@
+//! Lazurite's data plane: what a mounted layer looks like and where its bytes come from.
+//!
+//! A layer is immutable, so everything served is a pure function of (layer, offset). One FUSE connection shows every
+//! attached layer as a directory (a *slot*) of one mount; reads are answered from the local store or fetched by range
+//! from the registry, verified, stored and never fetched again.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`index`] | a layer's tree in one mapped file |
+//! | [`store`] | contents of files, and which chunks are there |
+//! | [`fetch`] | what is downloaded when, and once |
+//! | [`reader`] | bytes of a file |
+//! | [`fs`] | POSIX semantics, no FUSE types |
+//! | [`fuse`] | /dev/fuse |
+//! | [`slots`] | which layer each directory shows |
+//! | [`resolve`] | opening a layer from disk or from its blob's tail |
+//! | [`manifest`] | sizes and TOC digests of an image's layers |
+//! | [`plane`] | all of it together |
+
+pub mod blob;
+pub mod fetch;
+pub mod fs;
+pub mod fuse;
+pub mod index;
+pub mod layer;
+pub mod manifest;
+pub mod plane;
+pub mod reader;
+pub mod resolve;
+pub mod slots;
+pub mod store;
+#[cfg(test)]
+mod testing;
+
+pub use fs::OpaqueXattr;
+pub use plane::{AttachRequest, Attached, LayerUsage, Plane, PlaneConfig};
+pub use resolve::AttachError;

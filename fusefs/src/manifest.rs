@@ -1,0 +1,156 @@
+//! What an image's manifest says of its layers: their sizes and TOC digests.
+//!
+//! containerd hands a snapshotter the digests of an image's layers but neither their sizes nor the annotations of
+//! those above; both stand in the manifest, which is fetched once per image and kept in a small cache. With it every
+//! layer opens in one request, and all of them at once.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
+
+use estargz::Digest;
+use oci_spec::image::{ImageIndex, ImageManifest};
+use parking_lot::Mutex;
+use registry::{Reference, Registry};
+use tokio::{sync::OnceCell, time::Instant};
+
+/// containerd passes this annotation of a layer's descriptor on as a label.
+pub const TOC_DIGEST_ANNOTATION: &str = "containerd.io/snapshot/stargz/toc.digest";
+/// Manifests kept; an image is asked about for the seconds its pull takes.
+const CACHED: usize = 64;
+
+/// One layer as its image's manifest describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ManifestLayer {
+    /// Digest of the blob.
+    pub digest: String,
+    /// Size of the blob in bytes.
+    pub size: u64,
+    /// Digest of its TOC, where it is annotated.
+    pub toc_digest: Option<Digest>,
+}
+
+type Layers = Arc<Vec<ManifestLayer>>;
+/// Host, repository and manifest digest or tag.
+type Key = (String, String, String);
+
+/// Manifests by where they are from. Two layers of one image ask together and cost one request; a failure is not kept.
+#[derive(Debug, Default)]
+pub struct Manifests(Mutex<Cache>);
+
+#[derive(Debug, Default)]
+struct Cache {
+    cells: HashMap<Key, Arc<OnceCell<Layers>>>,
+    order: VecDeque<Key>,
+}
+
+impl Manifests {
+    /// The layers of an image, from the cache or the registry.
+    pub async fn layers(
+        &self,
+        registry: &Registry,
+        reference: &Reference,
+        digest: Option<&str>,
+        deadline: Instant,
+    ) -> Result<Layers, registry::Error> {
+        let version = digest.or(reference.digest()).or(reference.tag()).unwrap_or_default().to_owned();
+        let cell = self.cell((reference.host().to_owned(), reference.repository().to_owned(), version));
+        cell.get_or_try_init(|| fetch(registry, reference, digest, deadline)).await.cloned()
+    }
+
+    fn cell(&self, key: Key) -> Arc<OnceCell<Layers>> {
+        let mut cache = self.0.lock();
+        if let Some(cell) = cache.cells.get(&key) {
+            return cell.clone();
+        }
+        if cache.order.len() >= CACHED
+            && let Some(oldest) = cache.order.pop_front()
+        {
+            cache.cells.remove(&oldest);
+        }
+        let cell = Arc::new(OnceCell::new());
+        cache.order.push_back(key.clone());
+        cache.cells.insert(key, cell.clone());
+        cell
+    }
+}
+
+async fn fetch(
+    registry: &Registry,
+    reference: &Reference,
+    digest: Option<&str>,
+    deadline: Instant,
+) -> Result<Layers, registry::Error> {
+    let mut manifest = registry.manifest(reference, digest, deadline).await?;
+    if let Some(platform) = platform_manifest(&manifest.bytes) {
+        manifest = registry.manifest(reference, Some(&platform), deadline).await?;
+    }
+    Ok(Arc::new(parse(&manifest.bytes)))
+}
+
+/// If these bytes are an index: the digest of its manifest for this machine.
+fn platform_manifest(bytes: &[u8]) -> Option<String> {
+    let index: ImageIndex = serde_json::from_slice(bytes).ok()?;
+    let arch = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    let fits = |d: &&oci_spec::image::Descriptor| {
+        d.platform()
+            .as_ref()
+            .is_some_and(|p| p.os().to_string() == "linux" && p.architecture().to_string() == arch)
+    };
+    index.manifests().iter().find(fits).map(|d| d.digest().to_string())
+}
+
+/// The layers of a manifest; none if it is not one. What it lacks is then learnt from the blobs themselves.
+fn parse(bytes: &[u8]) -> Vec<ManifestLayer> {
+    let Ok(manifest) = serde_json::from_slice::<ImageManifest>(bytes) else { return Vec::new() };
+    manifest
+        .layers()
+        .iter()
+        .map(|layer| ManifestLayer {
+            digest: layer.digest().to_string(),
+            size: layer.size(),
+            toc_digest: layer
+                .annotations()
+                .as_ref()
+                .and_then(|a| a.get(TOC_DIGEST_ANNOTATION))
+                .and_then(|d| d.parse().ok()),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+    const B: &str = "sha256:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
+
+    #[test]
+    fn sizes_and_toc_digests_are_read_and_anything_else_is_no_manifest() {
+        let layer = |digest: &str, annotations: serde_json::Value| {
+            serde_json::json!({
+                "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": digest, "size": 7,
+                "annotations": annotations,
+            })
+        };
+        let manifest = serde_json::json!({
+            "schemaVersion": 2,
+            "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": A, "size": 1},
+            "layers": [layer(A, serde_json::json!({TOC_DIGEST_ANNOTATION: B})), layer(B, serde_json::json!({}))],
+        });
+        let layers = parse(manifest.to_string().as_bytes());
+        assert_eq!(layers.len(), 2);
+        assert_eq!((layers[0].digest.as_str(), layers[0].size), (A, 7));
+        assert_eq!(layers[0].toc_digest, Some(B.parse().unwrap()));
+        assert_eq!(layers[1].toc_digest, None);
+        assert_eq!(platform_manifest(manifest.to_string().as_bytes()), None);
+        for other in [&b""[..], b"{}", b"[1]", b"\xff"] {
+            assert_eq!(parse(other), []);
+        }
+    }
+}

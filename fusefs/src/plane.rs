@@ -1,0 +1,539 @@
+//! The data plane: one mount, its slots, and the layers in them.
+//!
+//! Owns: which layers are open, which slots show them, their background work, and the directories of layers nobody
+//! shows any more. May not: know snapshots, labels or containerd.
+//!
+//! Invariants: a layer is opened by one task at a time; a directory is deleted only under its layer's lock and when
+//! no slot shows it; nothing here waits for the mount that this process serves.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use estargz::Digest;
+use parking_lot::Mutex;
+use registry::{Reference, Registry};
+use tokio::{runtime::Handle, sync::Semaphore, time::Instant};
+
+use crate::{
+    fetch::{self, Class, Engine, FetchConfig, FetchCounters, Step},
+    fs::OpaqueXattr,
+    fuse::{Adapter, Connection, FuseCounters, clear_stale},
+    layer::Layer,
+    manifest::Manifests,
+    resolve::{AttachError, LayerSpec, Resolver},
+    slots::Slots,
+    store::BootId,
+};
+
+/// Layers of one image opened at once.
+const PARALLEL_OPENS: usize = 8;
+/// An opened layer that no slot came to show is forgotten after this long: its pull was given up.
+const UNUSED: Duration = Duration::from_secs(300);
+/// The longest pause between attempts to fill a layer whose registry fails.
+const MAX_FILL_PAUSE: Duration = Duration::from_secs(60);
+
+/// Settings of the data plane.
+#[derive(Debug, Clone)]
+pub struct PlaneConfig {
+    /// Holds `mnt` and `layers`.
+    pub root: PathBuf,
+    /// Threads that take FUSE requests.
+    pub threads: usize,
+    /// Which opaque marker overlayfs looks for.
+    pub opaque: OpaqueXattr,
+    /// How long a reader waits for bytes before it is told EIO.
+    pub read_deadline: Duration,
+    /// How long opening a layer may take.
+    pub attach_deadline: Duration,
+    /// Whether the range before a layer's landmark is fetched first.
+    pub prefetch: bool,
+    /// Bytes to prefetch of a layer that has no landmark.
+    pub prefetch_bytes: u64,
+    /// Whether whole layers are fetched behind the running containers.
+    pub fill: bool,
+    /// Settings of the fetch engine.
+    pub fetch: FetchConfig,
+    /// Limits on formats.
+    pub limits: estargz::Limits,
+}
+
+impl PlaneConfig {
+    /// The defaults for a root directory.
+    pub fn new(root: impl Into<PathBuf>) -> PlaneConfig {
+        PlaneConfig {
+            root: root.into(),
+            threads: std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(2, 4),
+            opaque: OpaqueXattr::default(),
+            read_deadline: Duration::from_secs(300),
+            attach_deadline: Duration::from_secs(25),
+            prefetch: true,
+            prefetch_bytes: 0,
+            fill: true,
+            fetch: FetchConfig::default(),
+            limits: estargz::Limits::default(),
+        }
+    }
+}
+
+/// A layer to attach, as containerd's labels describe it.
+#[derive(Debug, Clone)]
+pub struct AttachRequest {
+    /// The image it is pulled by.
+    pub reference: Reference,
+    /// Digest of its blob.
+    pub blob_digest: String,
+    /// Digest of its TOC.
+    pub toc_digest: Digest,
+    /// Digest of the platform's manifest, where containerd says it.
+    pub manifest_digest: Option<String>,
+    /// Blob digests of the image's layers from this one to the top.
+    pub neighbours: Vec<String>,
+    /// Bytes to prefetch if the layer has no landmark, instead of the configured number.
+    pub prefetch_bytes: Option<u64>,
+}
+
+/// The root directory of an attached layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attached {
+    /// Its owner.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+}
+
+/// What a layer takes on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LayerUsage {
+    /// Bytes of content present.
+    pub bytes: u64,
+    /// Inodes of its tree.
+    pub inodes: u64,
+}
+
+/// The data plane of one daemon.
+#[derive(Debug)]
+pub struct Plane {
+    config: PlaneConfig,
+    connection: Mutex<Option<Arc<Connection>>>,
+    slots: Arc<Slots>,
+    fuse: Arc<FuseCounters>,
+    engine: Arc<Engine>,
+    registry: Registry,
+    resolver: Arc<Resolver>,
+    manifests: Manifests,
+    opens: Semaphore,
+    open: Mutex<HashMap<Digest, Open>>,
+    locks: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+    stopping: AtomicBool,
+    trash: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Open {
+    layer: Arc<Layer>,
+    since: Instant,
+    background: bool,
+}
+
+impl Plane {
+    /// Clears what an earlier process left mounted, mounts, and serves. Needs no network. Call it on a tokio runtime.
+    pub fn start(config: PlaneConfig, registry: Registry) -> io::Result<Arc<Plane>> {
+        let mountpoint = config.root.join("mnt");
+        match clear_stale(&mountpoint)? {
+            0 => {}
+            n => tracing::info!(mount = %mountpoint.display(), n, "detached the mount of an earlier process"),
+        }
+        let layers = config.root.join("layers");
+        fs::create_dir_all(&mountpoint)?;
+        fs::create_dir_all(&layers)?;
+        let engine = Arc::new(Engine::new(config.fetch, config.limits));
+        let (slots, fuse) = (Arc::new(Slots::default()), Arc::new(FuseCounters::default()));
+        let adapter =
+            Adapter::new(slots.clone(), fuse.clone(), Handle::current(), config.opaque, config.read_deadline);
+        let connection = Connection::open(&mountpoint, adapter, config.threads)?;
+        let resolver = Resolver::new(layers, registry.clone(), engine.clone(), BootId::current()?);
+        let plane = Arc::new(Plane {
+            config,
+            connection: Mutex::new(Some(Arc::new(connection))),
+            slots,
+            fuse,
+            engine,
+            registry,
+            resolver: Arc::new(resolver),
+            manifests: Manifests::default(),
+            opens: Semaphore::new(PARALLEL_OPENS),
+            open: Mutex::default(),
+            locks: Mutex::default(),
+            stopping: AtomicBool::new(false),
+            trash: AtomicU64::new(0),
+        });
+        tokio::spawn(forget_unused(Arc::downgrade(&plane)));
+        Ok(plane)
+    }
+
+    /// Where slots appear: `<root>/mnt/<slot>`.
+    pub fn mountpoint(&self) -> PathBuf {
+        self.config.root.join("mnt")
+    }
+
+    /// What the kernel asked.
+    pub fn fuse_counters(&self) -> &FuseCounters {
+        &self.fuse
+    }
+
+    /// What was fetched.
+    pub fn fetch_counters(&self) -> &FetchCounters {
+        self.engine.counters()
+    }
+
+    /// The layer a slot shows.
+    pub fn layer(&self, slot: u64) -> Option<Arc<Layer>> {
+        u32::try_from(slot).ok().and_then(|s| self.slots.get(s))
+    }
+
+    /// Shows a layer in a slot. A layer that is open or on disk needs no network; otherwise its blob's tail is read,
+    /// and the image's other layers start opening too.
+    pub async fn attach(
+        self: &Arc<Self>,
+        slot: u64,
+        request: &AttachRequest,
+    ) -> Result<Attached, AttachError> {
+        let slot = u32::try_from(slot).ok().filter(|&s| s > 0).ok_or(AttachError::Slot(slot))?;
+        if self.stopping.load(Ordering::Acquire) {
+            return Err(AttachError::Stopping);
+        }
+        let deadline = Instant::now() + self.config.attach_deadline;
+        let mut spec = spec_of(request);
+        let lock = self.lock(spec.toc_digest);
+        let mut locked = lock.lock().await;
+        let layer = match self.open_here(&spec).await {
+            Some(layer) => layer,
+            None => {
+                // The manifest is fetched without the lock: the image's other layers wait for it, too.
+                drop(locked);
+                spec.blob_size = self.ask_manifest(request, deadline).await?;
+                locked = lock.lock().await;
+                self.open(&spec, deadline).await?
+            }
+        };
+        self.slots.insert(slot, &layer);
+        drop(locked);
+        self.root_changed();
+        self.start_background(&layer, request.prefetch_bytes);
+        Ok(root_of(&layer))
+    }
+
+    /// Shows a layer in a slot again after a restart, from its directory alone.
+    pub async fn restore(
+        self: &Arc<Self>,
+        slot: u64,
+        request: &AttachRequest,
+    ) -> Result<Attached, AttachError> {
+        let slot = u32::try_from(slot).ok().filter(|&s| s > 0).ok_or(AttachError::Slot(slot))?;
+        let spec = spec_of(request);
+        let lock = self.lock(spec.toc_digest);
+        let locked = lock.lock().await;
+        let layer = self.open_here(&spec).await.ok_or(AttachError::NotLocal(spec.toc_digest))?;
+        self.slots.insert(slot, &layer);
+        drop(locked);
+        self.start_background(&layer, request.prefetch_bytes);
+        Ok(root_of(&layer))
+    }
+
+    /// Empties a slot; the directory of a layer that no slot shows is deleted behind. Idempotent, never blocks on the
+    /// mount.
+    pub fn detach(self: &Arc<Self>, slot: u64) {
+        let Some(slot) = u32::try_from(slot).ok() else { return };
+        let Some(layer) = self.slots.remove(slot) else { return };
+        if let Some(connection) = self.connection.lock().clone() {
+            // Invalidation takes locks that readers may hold while they wait for us.
+            tokio::task::spawn_blocking(move || connection.forget_slot(slot));
+        }
+        let (plane, digest) = (self.clone(), layer.digest());
+        drop(layer);
+        tokio::spawn(async move { plane.forget(digest).await });
+    }
+
+    /// What the layer in a slot takes on disk.
+    pub fn usage(&self, slot: u64) -> Option<LayerUsage> {
+        let layer = self.layer(slot)?;
+        Some(LayerUsage { bytes: layer.store().bytes(), inodes: u64::from(layer.index().nodes()) })
+    }
+
+    /// Deletes the directories of layers that are neither open nor among `wanted`, and what an earlier deletion left.
+    /// Blocking.
+    pub fn collect(&self, wanted: &HashSet<Digest>) -> io::Result<()> {
+        for entry in fs::read_dir(self.layers_dir())? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let digest = name.to_str().and_then(|hex| format!("sha256:{hex}").parse::<Digest>().ok());
+            if digest.is_some_and(|d| wanted.contains(&d) || self.open.lock().contains_key(&d)) {
+                continue;
+            }
+            tracing::info!(path = %entry.path().display(), "deleting a layer that no snapshot names");
+            if let Err(error) = self.discard(&entry.path()) {
+                tracing::warn!(path = %entry.path().display(), %error, "deleting a layer");
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends background work, makes what is stored durable, and unmounts if nothing uses the mount. A mount in use
+    /// stays, with what the page cache holds. Blocking.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        if let Err(error) = self.checkpoint() {
+            tracing::warn!(%error, "content was not synced; it will be hashed again after a reboot");
+        }
+        let connection = self.connection.lock().take().and_then(|c| Arc::try_unwrap(c).ok());
+        if !connection.is_some_and(Connection::close_if_idle) {
+            tracing::info!(mount = %self.mountpoint().display(), "the mount is in use and stays");
+        }
+    }
+
+    fn checkpoint(&self) -> io::Result<()> {
+        rustix::fs::syncfs(fs::File::open(self.layers_dir())?)?;
+        self.open.lock().values().try_for_each(|open| open.layer.store().checkpoint())
+    }
+
+    fn layers_dir(&self) -> PathBuf {
+        self.config.root.join("layers")
+    }
+
+    fn lock(&self, digest: Digest) -> Arc<tokio::sync::Mutex<()>> {
+        let mut locks = self.locks.lock();
+        locks.retain(|_, lock| lock.strong_count() > 0);
+        if let Some(lock) = locks.get(&digest).and_then(Weak::upgrade) {
+            return lock;
+        }
+        let lock = Arc::new(tokio::sync::Mutex::new(()));
+        locks.insert(digest, Arc::downgrade(&lock));
+        lock
+    }
+
+    /// The layer, if it is open or on disk. Under its lock.
+    async fn open_here(&self, spec: &LayerSpec) -> Option<Arc<Layer>> {
+        if let Some(open) = self.open.lock().get(&spec.toc_digest) {
+            if let Ok(source) = self.resolver.source(spec, spec.blob_size) {
+                open.layer.sources().prefer(source);
+            }
+            return Some(open.layer.clone());
+        }
+        let (resolver, job) = (self.resolver.clone(), spec.clone());
+        match tokio::task::spawn_blocking(move || resolver.open_local(&job)).await.ok()? {
+            Ok(layer) => Some(self.enter(layer)),
+            Err(AttachError::NotLocal(_)) => None,
+            Err(error) => {
+                tracing::warn!(layer = %spec.toc_digest, %error, "the layer's directory cannot be used; opening it anew");
+                None
+            }
+        }
+    }
+
+    /// The layer, from wherever it is. Under its lock.
+    async fn open(&self, spec: &LayerSpec, deadline: Instant) -> Result<Arc<Layer>, AttachError> {
+        if let Some(layer) = self.open_here(spec).await {
+            return Ok(layer);
+        }
+        let layer = self.resolver.open_remote(spec, deadline).await?;
+        tracing::debug!(
+            layer = %spec.toc_digest, source = %layer.sources().name(), nodes = layer.index().nodes(), "layer opened"
+        );
+        Ok(self.enter(layer))
+    }
+
+    fn enter(&self, layer: Arc<Layer>) -> Arc<Layer> {
+        let open = Open { layer: layer.clone(), since: Instant::now(), background: false };
+        self.open.lock().insert(layer.digest(), open);
+        layer
+    }
+
+    /// The size of the layer's blob from its image's manifest; also starts opening the image's other layers. A
+    /// manifest that cannot be had is no reason to fail: the size is then learnt from the blob.
+    async fn ask_manifest(
+        self: &Arc<Self>,
+        request: &AttachRequest,
+        deadline: Instant,
+    ) -> Result<Option<u64>, AttachError> {
+        let digest = request.manifest_digest.as_deref();
+        let layers = match self.manifests.layers(&self.registry, &request.reference, digest, deadline).await {
+            Ok(layers) => layers,
+            Err(error @ (registry::Error::AuthDenied { .. } | registry::Error::Timeout { .. })) => {
+                return Err(error.into());
+            }
+            Err(error) => {
+                tracing::debug!(reference = %request.reference, %error, "no manifest; learning the size from the blob");
+                return Ok(None);
+            }
+        };
+        for other in layers
+            .iter()
+            .filter(|l| l.digest != request.blob_digest && request.neighbours.contains(&l.digest))
+        {
+            let Some(toc_digest) = other.toc_digest else { continue };
+            if self.open.lock().contains_key(&toc_digest) {
+                continue;
+            }
+            let spec = LayerSpec {
+                reference: request.reference.clone(),
+                blob_digest: other.digest.clone(),
+                blob_size: Some(other.size),
+                toc_digest,
+            };
+            tokio::spawn(open_ahead(self.clone(), spec, deadline));
+        }
+        Ok(layers.iter().find(|l| l.digest == request.blob_digest).map(|l| l.size))
+    }
+
+    fn root_changed(&self) {
+        if let Some(connection) = self.connection.lock().clone() {
+            tokio::task::spawn_blocking(move || connection.root_changed());
+        }
+    }
+
+    /// Starts prefetch and fill, once for each layer.
+    fn start_background(self: &Arc<Self>, layer: &Arc<Layer>, prefetch_bytes: Option<u64>) {
+        match self.open.lock().get_mut(&layer.digest()) {
+            Some(open) if !open.background => open.background = true,
+            _ => return,
+        }
+        let prefetch = match layer.index().prefetch_end() {
+            _ if !self.config.prefetch => 0,
+            Some(end) => end,
+            None => prefetch_bytes.unwrap_or(self.config.prefetch_bytes),
+        };
+        tokio::spawn(work_behind(Arc::downgrade(self), Arc::downgrade(layer), prefetch, self.config.fill));
+    }
+
+    /// Forgets a layer and deletes its directory, unless a slot shows it.
+    async fn forget(&self, digest: Digest) {
+        let lock = self.lock(digest);
+        let _locked = lock.lock().await;
+        let Some(open) = self.open.lock().remove(&digest) else { return };
+        if self.slots.shows(&open.layer) {
+            self.open.lock().insert(digest, open);
+            return;
+        }
+        let dir = open.layer.store().dir().to_owned();
+        drop(open);
+        // Renamed under the lock, deleted outside of it.
+        let trash = self.trash_name();
+        match fs::rename(&dir, &trash) {
+            Ok(()) => drop(tokio::task::spawn_blocking(move || fs::remove_dir_all(trash))),
+            Err(error) => tracing::warn!(path = %dir.display(), %error, "deleting a layer"),
+        }
+    }
+
+    fn trash_name(&self) -> PathBuf {
+        self.layers_dir().join(format!(
+            ".trash-{}-{}",
+            std::process::id(),
+            self.trash.fetch_add(1, Ordering::Relaxed)
+        ))
+    }
+
+    fn discard(&self, path: &Path) -> io::Result<()> {
+        let trash = self.trash_name();
+        fs::rename(path, &trash)?;
+        if trash.is_dir() { fs::remove_dir_all(trash) } else { fs::remove_file(trash) }
+    }
+}
+
+fn spec_of(request: &AttachRequest) -> LayerSpec {
+    LayerSpec {
+        reference: request.reference.clone(),
+        blob_digest: request.blob_digest.clone(),
+        blob_size: None,
+        toc_digest: request.toc_digest,
+    }
+}
+
+fn root_of(layer: &Layer) -> Attached {
+    let (uid, gid) = layer.index().attr(0).map_or((0, 0), |a| (a.uid, a.gid));
+    Attached { uid, gid }
+}
+
+/// Opens a layer that will be attached soon. Failing is left to the attach, which tells why.
+async fn open_ahead(plane: Arc<Plane>, spec: LayerSpec, deadline: Instant) {
+    let _permit = plane.opens.acquire().await.expect("the semaphore is never closed");
+    let lock = plane.lock(spec.toc_digest);
+    let _locked = lock.lock().await;
+    if let Err(error) = plane.open(&spec, deadline).await {
+        tracing::debug!(layer = %spec.toc_digest, %error, "opening ahead failed");
+    }
+}
+
+/// Forgets opened layers that nobody attached.
+async fn forget_unused(plane: Weak<Plane>) {
+    let mut tick = tokio::time::interval(UNUSED / 5);
+    loop {
+        tick.tick().await;
+        let Some(plane) = plane.upgrade() else { return };
+        let old: Vec<Digest> = {
+            let open = plane.open.lock();
+            let unused =
+                open.iter().filter(|(_, o)| o.since.elapsed() > UNUSED && !plane.slots.shows(&o.layer));
+            unused.map(|(digest, _)| *digest).collect()
+        };
+        for digest in old {
+            plane.forget(digest).await;
+        }
+    }
+}
+
+/// Prefetches, then fills. Holds nothing between its steps, so that a layer nobody shows ends it.
+async fn work_behind(plane: Weak<Plane>, layer: Weak<Layer>, prefetch: u64, fill: bool) {
+    let Some((first_after, members)) = layer.upgrade().map(|l| {
+        let index = l.index();
+        let inside =
+            (0..index.members()).take_while(|&m| index.member_range(m).end <= prefetch).count() as u32;
+        (inside, index.members())
+    }) else {
+        return;
+    };
+    walk(&plane, &layer, first_after, Class::Prefetch).await;
+    if fill {
+        walk(&plane, &layer, members, Class::Fill).await;
+    }
+}
+
+/// Fetches all missing members below `until`, again and again until none is missing, with longer and longer pauses
+/// while the registry fails.
+async fn walk(plane: &Weak<Plane>, layer: &Weak<Layer>, until: u32, class: Class) {
+    let (mut cursor, mut failed, mut pause) = (0, false, Duration::from_secs(1));
+    loop {
+        let (Some(plane), Some(layer)) = (plane.upgrade(), layer.upgrade()) else { return };
+        if plane.stopping.load(Ordering::Acquire) {
+            return;
+        }
+        let step = fetch::background(&layer, cursor, until, class).await;
+        match step {
+            Step::Advanced(next, error) => {
+                cursor = next;
+                layer.touch();
+                let Some(error) = error else { continue };
+                failed = true;
+                tracing::warn!(layer = %layer.digest(), ?class, reason = error.reason(), %error, ?pause, "fetching behind");
+            }
+            Step::Done if failed => (cursor, failed) = (0, false),
+            Step::Done => {
+                if class == Class::Fill && layer.is_complete() {
+                    tracing::info!(layer = %layer.digest(), "layer is local");
+                }
+                return;
+            }
+            Step::NoSpace => return,
+        }
+        drop((plane, layer));
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(MAX_FILL_PAUSE);
+    }
+}

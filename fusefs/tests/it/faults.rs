@@ -1,0 +1,187 @@
+//! Registries that fail: wrong bytes reach nobody, a hang blocks only who needs the bytes, nothing is remembered.
+
+use std::{fs, time::Duration};
+
+use support::{
+    estargz::{Built, Encoder},
+    guard,
+    layer::Layer,
+    registry::{Action, Rule},
+};
+
+use super::bed::{Bed, LIMIT, read, tree};
+
+/// Files that are not in the tail read at opening.
+fn layer() -> Layer {
+    let mut layer = Layer::new();
+    for n in 0..12 {
+        layer = layer.noise(format!("file{n:02}"), 100_000, n + 1);
+    }
+    layer.file("small", &b"small"[..])
+}
+
+/// Where in the blob a file's first chunk starts.
+fn offset_of(built: &Built, name: &str) -> u64 {
+    let toc = built.toc();
+    let entries = toc["entries"].as_array().unwrap();
+    entries.iter().find(|e| e["name"] == name).unwrap()["offset"].as_u64().unwrap()
+}
+
+fn content(name: &str) -> Vec<u8> {
+    layer().contents()[name.as_bytes()].to_vec()
+}
+
+#[test]
+fn wrong_bytes_are_asked_for_again_of_another_host() {
+    for wrong in ["flip", "truncate", "full", "other", "missing", "reset"] {
+        let Some(bed) = Bed::mirrored() else { return };
+        let built = Encoder::new().encode(&layer());
+        let root = bed.attach_one(&built);
+        let at = offset_of(&built, "file01");
+        let action = match wrong {
+            "flip" => Action::FlipBit(at * 8 + 5000),
+            "truncate" => Action::Truncate(1000),
+            "full" => Action::Full200,
+            "other" => Action::Substitute(vec![7; built.blob.len()].into()),
+            "missing" => Action::Status(404, Vec::new()),
+            _ => Action::Reset,
+        };
+        let mirror = bed.mirror.as_ref().unwrap();
+        let rule = mirror.fault(Rule::new(action).path("/blobs/"));
+        assert_eq!(read(root.join("file01")).unwrap(), content("file01"), "{wrong}");
+        assert!(mirror.hits(rule) > 0, "{wrong}: the mirror was asked first");
+    }
+}
+
+#[test]
+fn bytes_that_are_wrong_everywhere_are_an_error_until_they_are_right() {
+    for action in
+        [Action::FlipBit(0), Action::Substitute(vec![0; 2_000_000].into()), Action::Status(404, Vec::new())]
+    {
+        let Some(bed) = Bed::with(|c| c.read_deadline = Duration::from_secs(2), false) else { return };
+        let built = Encoder::new().encode(&layer());
+        let root = bed.attach_one(&built);
+        let action = match action {
+            Action::FlipBit(_) => Action::FlipBit(offset_of(&built, "file03") * 8 + 4000),
+            other => other,
+        };
+        bed.origin.fault(Rule::new(action).path("/blobs/"));
+        let error = read(root.join("file03")).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EIO));
+        bed.origin.clear_all();
+        assert_eq!(read(root.join("file03")).unwrap(), content("file03"), "the failure is not remembered");
+    }
+}
+
+#[test]
+fn a_forged_toc_is_not_mounted_and_a_second_host_makes_it_good() {
+    let Some(bed) = Bed::mirrored() else { return };
+    let built = Encoder::new().encode(&layer());
+    let image = bed.push(&[&built]);
+    let request = bed.request(&image, &[&built], 0);
+    let (mirror, tail) = (bed.mirror.as_ref().unwrap(), built.blob.len() as u64 - 200);
+    mirror.fault(Rule::new(Action::FlipBit(tail * 8)).path("/blobs/"));
+    bed.attach(1, &request).unwrap();
+    assert_eq!(tree(bed.slot(1)).len(), 14);
+
+    let Some(bed) = Bed::new() else { return };
+    let image = bed.push(&[&built]);
+    let mut request = bed.request(&image, &[&built], 0);
+    request.toc_digest = format!("sha256:{}", "1".repeat(64)).parse().unwrap();
+    let error = bed.attach(1, &request).unwrap_err();
+    assert_eq!(error.reason(), "verify_failed", "{error}");
+    assert!(fs::read_dir(bed.plane().mountpoint()).unwrap().next().is_none(), "no slot");
+    assert!(bed.plane().layer(1).is_none());
+}
+
+#[test]
+fn a_registry_that_hangs_blocks_only_who_needs_its_bytes() {
+    let Some(bed) = Bed::new() else { return };
+    let built = Encoder::new().encode(&layer());
+    let root = bed.attach_one(&built);
+    read(root.join("file00")).unwrap();
+    let rule = bed.origin.fault(Rule::new(Action::Hang).path("/blobs/"));
+    let waiting: Vec<_> = (4..8)
+        .map(|n| {
+            let path = root.join(format!("file{n:02}"));
+            std::thread::spawn(move || fs::read(path))
+        })
+        .collect();
+    assert!(bed.origin.wait_hits(rule, 1, LIMIT));
+    // Everything else answers meanwhile: names never looked up, listings, what is local, another layer.
+    assert_eq!(read(root.join("file00")).unwrap(), content("file00"));
+    let listing = root.clone();
+    let names = guard::deadline(LIMIT, move || {
+        fs::read_dir(&listing).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).count()
+    });
+    assert_eq!(names.unwrap(), 13);
+    let image = bed.push(&[&built]);
+    bed.attach(2, &bed.request(&image, &[&built], 0)).unwrap();
+    bed.detach(2);
+    assert!(waiting.iter().all(|w| !w.is_finished()), "they wait, they do not fail");
+    bed.origin.clear(rule);
+    for (n, reader) in waiting.into_iter().enumerate() {
+        let got = guard::deadline(LIMIT, move || reader.join().unwrap()).unwrap().unwrap();
+        assert_eq!(got, content(&format!("file{:02}", n + 4)));
+    }
+}
+
+#[test]
+fn a_data_file_that_is_lost_or_cut_is_fetched_again() {
+    let Some(bed) = Bed::new() else { return };
+    let root = bed.attach_one(&Encoder::new().encode(&layer()));
+    let layer = bed.plane().layer(1).unwrap();
+    let data = layer.store().dir().join("data");
+    for damage in ["lose", "cut"] {
+        for n in 0..12 {
+            read(root.join(format!("file{n:02}"))).unwrap();
+        }
+        for file in fs::read_dir(&data).unwrap() {
+            let path = file.unwrap().path();
+            match damage {
+                "lose" => fs::remove_file(&path).unwrap(),
+                _ => fs::File::options().write(true).open(&path).unwrap().set_len(10).unwrap(),
+            }
+        }
+        // The kernel's copies hide the damage until they are dropped.
+        let dropped = root.join("file05");
+        guard::deadline(LIMIT, move || {
+            let file = fs::File::open(dropped).unwrap();
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        })
+        .unwrap();
+        assert_eq!(read(root.join("file05")).unwrap(), content("file05"), "{damage}");
+    }
+}
+
+#[test]
+fn random_faults_under_parallel_readers_never_show_a_wrong_byte() {
+    let Some(bed) = Bed::mirrored() else { return };
+    let built = Encoder::new().chunk_size(30_000).encode(&layer());
+    let root = bed.attach_one(&built);
+    let mirror = bed.mirror.as_ref().unwrap();
+    for nth in 0..40 {
+        let action = match nth % 5 {
+            0 => Action::Truncate(500),
+            1 => Action::FlipBit(nth * 90_000),
+            2 => Action::Full200,
+            3 => Action::Status(503, vec![("Retry-After".into(), "0".into())]),
+            _ => Action::Reset,
+        };
+        mirror.fault(Rule::new(action).path("/blobs/").nth(nth + 1));
+    }
+    let readers: Vec<_> = (0..8usize)
+        .map(|reader| {
+            let root = root.clone();
+            std::thread::spawn(move || {
+                for step in 0..12 {
+                    let name = format!("file{:02}", (reader * 5 + step * 7) % 12);
+                    assert_eq!(fs::read(root.join(&name)).unwrap(), content(&name), "{name}");
+                }
+            })
+        })
+        .collect();
+    for reader in readers {
+        guard::deadline(LIMIT, move || reader.join().unwrap()).unwrap();
+    }
+}

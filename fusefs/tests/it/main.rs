@@ -1,0 +1,11 @@
+//! The data plane on a real mount, fed by a scriptable registry.
+//!
+//! The process serves the mount it looks at. That is safe here because requests are answered by threads of their own
+//! and every look runs under a deadline; the daemon never does it.
+
+mod bed;
+mod cost;
+mod faults;
+mod hostile;
+mod restart;
+mod tree;

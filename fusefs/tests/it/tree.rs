@@ -1,0 +1,240 @@
+//! A mounted layer looks like the unpacked one.
+
+use std::{fs, io, os::unix::fs::FileExt as _, os::unix::fs::MetadataExt as _};
+
+use support::{
+    estargz::{Encoder, Landmark},
+    guard,
+    layer::{Layer, assert_same, long_path, random},
+};
+
+use super::bed::{Bed, LIMIT, read, tree, unpacked};
+
+/// One of everything a tar can hold.
+fn torture() -> Layer {
+    Layer::new()
+        .dir("etc")
+        .mode(0o755)
+        .file("etc/passwd", &b"root:x:0:0::/root:/bin/sh\n"[..])
+        .file("etc/shadow", &b"root:*:1::::::\n"[..])
+        .mode(0o640)
+        .owner(0, 42)
+        .dir("tmp")
+        .mode(0o1777)
+        .file("empty", &b""[..])
+        .program("usr/bin/su", &b"#!/bin/sh\n"[..])
+        .mode(0o4755)
+        .program("usr/bin/wall", &b"#!/bin/sh\n"[..])
+        .mode(0o2755)
+        .owner(0, 5)
+        .program("usr/bin/ping", &b"#!/bin/sh\n"[..])
+        .xattr("security.capability", [1, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
+        .file("usr/share/doc", &b"text"[..])
+        .xattr("user.comment", "written by hand")
+        .hardlink("usr/share/doc.2", "usr/share/doc")
+        .hardlink("doc.3", "usr/share/doc.2")
+        .symlink("usr/lib64", "lib/x86_64")
+        .symlink("dangling", "/nowhere/at/all")
+        .char_device("dev/null", 1, 3)
+        .mode(0o666)
+        .char_device("dev/ttyX", 204, 70_000)
+        .block_device("dev/loop0", 7, 0)
+        .fifo("run/pipe")
+        .noise("big.bin", 9_500_000, 7)
+        .sparse("holes", 300_000, &[(100_000, b"island")])
+        .file(long_path(300), &b"deep"[..])
+        .file("snow\u{2603}man", &b"utf-8"[..])
+        .file("name with blanks\tand\nbreaks", &b"odd"[..])
+        .whiteout("gone")
+        .whiteout("usr/share/removed")
+        .dir("opaque")
+        .opaque("opaque")
+        .file("opaque/new", &b"n"[..])
+        .file("old", &b"of the epoch"[..])
+        .mtime(0)
+}
+
+#[test]
+fn every_attribute_of_every_type_is_what_an_unpack_gives() {
+    let Some(bed) = Bed::new() else { return };
+    let layer = torture();
+    // A chunk size that the big file crosses, and small files that share members.
+    for (slot, encoder) in [
+        (1, Encoder::new()),
+        (2, Encoder::new().chunk_size(64 << 10)),
+        (3, Encoder::new().min_chunk_size(1 << 20)),
+        (4, Encoder::new().prioritized(&["usr/bin/ping", "doc.3"])),
+        (5, Encoder::new().landmark(Landmark::None)),
+    ] {
+        let built = encoder.encode(&layer);
+        let image = bed.push(&[&built]);
+        bed.attach(slot, &bed.request(&image, &[&built], 0)).unwrap();
+        assert_same(&unpacked(&layer), &tree(bed.slot(slot)));
+    }
+}
+
+#[test]
+fn a_layer_cannot_instruct_overlayfs() {
+    let Some(bed) = Bed::new() else { return };
+    let layer = Layer::new()
+        .dir("d")
+        .xattr("trusted.overlay.opaque", "y")
+        .xattr("trusted.overlay.redirect", "/etc")
+        .xattr("user.kept", "1")
+        .file("d/old", &b"o"[..])
+        .mtime(-5);
+    let root = bed.attach_one(&Encoder::new().encode(&layer));
+    let found = tree(root);
+    assert_eq!(found[1].xattrs.keys().map(Vec::as_slice).collect::<Vec<_>>(), [b"user.kept"]);
+    assert_eq!(found[2].mtime, (0, 0));
+}
+
+#[test]
+fn random_layers_equal_their_tars() {
+    let Some(bed) = Bed::new() else { return };
+    for seed in 1..=12 {
+        let layer = random(seed, 60);
+        let built = Encoder::new()
+            .chunk_size(50_000)
+            .min_chunk_size(if seed % 2 == 0 { 0 } else { 100_000 })
+            .encode(&layer);
+        let image = bed.push(&[&built]);
+        bed.attach(seed, &bed.request(&image, &[&built], 0)).unwrap();
+        assert_same(&unpacked(&layer), &tree(bed.slot(seed)));
+    }
+}
+
+#[test]
+fn a_layer_looks_the_same_when_it_is_local() {
+    let Some(bed) = Bed::with(|c| c.fill = true, false) else { return };
+    let layer = torture();
+    let root = bed.attach_one(&Encoder::new().chunk_size(100_000).encode(&layer));
+    let attached = bed.plane().layer(1).unwrap();
+    assert!(guard::eventually(LIMIT, || attached.is_complete()), "the fill ends");
+    let misses = bed.plane().fuse_counters().read_misses.load(std::sync::atomic::Ordering::Relaxed);
+    assert_same(&unpacked(&layer), &tree(root));
+    let after = bed.plane().fuse_counters().read_misses.load(std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(after, misses, "nothing was missing");
+    let usage = bed.plane().usage(1).unwrap();
+    assert_eq!(usage.bytes, attached.index().content_bytes(), "hard links count once");
+}
+
+#[test]
+fn parts_of_a_file_are_exact_at_every_edge() {
+    let Some(bed) = Bed::new() else { return };
+    let layer = Layer::new().noise("f", 1_000_000, 3).file("small", &b"0123456789"[..]);
+    let root = bed.attach_one(&Encoder::new().chunk_size(65_536).encode(&layer));
+    let expected = layer.contents()[&b"f"[..]].clone();
+    let results = guard::deadline(LIMIT, move || {
+        let file = fs::File::open(root.join("f")).unwrap();
+        let mut checked = 0;
+        for offset in [0, 1, 4095, 65_535, 65_536, 131_071, 500_000, 999_999, 1_000_000, 2_000_000] {
+            for len in [0, 1, 100, 4096, 65_536, 200_000] {
+                let mut buf = vec![0; len];
+                let mut got = 0;
+                while got < len {
+                    match file.read_at(&mut buf[got..], (offset + got) as u64).unwrap() {
+                        0 => break,
+                        n => got += n,
+                    }
+                }
+                let want = &expected[offset.min(expected.len())..(offset + len).min(expected.len())];
+                assert_eq!(&buf[..got], want, "{len} bytes at {offset}");
+                checked += 1;
+            }
+        }
+        checked
+    });
+    assert_eq!(results.unwrap(), 60);
+}
+
+#[test]
+fn stat_and_seek_tell_what_a_plain_file_tells() {
+    use rustix::fs::SeekFrom;
+    let Some(bed) = Bed::new() else { return };
+    let layer = Layer::new().noise("f", 10_000, 3).file("empty", &b""[..]);
+    let root = bed.attach_one(&Encoder::new().encode(&layer));
+    guard::deadline(LIMIT, move || {
+        let file = fs::File::open(root.join("f")).unwrap();
+        let stat = file.metadata().unwrap();
+        assert_eq!((stat.blksize(), stat.blocks()), (4096, 24), "three blocks of 4096 in units of 512");
+        let seek =
+            |to| rustix::fs::seek(&file, to).map_err(io::Error::from).map_err(|e| e.raw_os_error().unwrap());
+        assert_eq!(seek(SeekFrom::Data(5000)), Ok(5000));
+        assert_eq!(seek(SeekFrom::Hole(5000)), Ok(10_000));
+        assert_eq!(seek(SeekFrom::Data(10_000)), Err(libc::ENXIO));
+        assert_eq!(seek(SeekFrom::Hole(10_000)), Err(libc::ENXIO));
+        let empty = fs::File::open(root.join("empty")).unwrap();
+        assert!(rustix::fs::seek(&empty, SeekFrom::Data(0)).is_err());
+        assert!(fs::write(root.join("new"), "x").is_err(), "the mount is read-only");
+        assert!(fs::read_dir(root.join("f")).is_err());
+        assert_eq!(fs::read_link(root.join("f")).unwrap_err().raw_os_error(), Some(libc::EINVAL));
+    })
+    .unwrap();
+}
+
+#[test]
+fn landmarks_toc_and_state_directory_are_not_listed_but_the_state_can_be_read() {
+    let Some(bed) = Bed::new() else { return };
+    let layer = Layer::new().noise("a", 5000, 1).noise("b", 5000, 2);
+    let built = Encoder::new().prioritized(&["a"]).encode(&layer);
+    let root = bed.attach_one(&built);
+    let names: Vec<_> = tree(root.clone()).into_iter().map(|e| String::from_utf8(e.path).unwrap()).collect();
+    assert_eq!(names, ["", "a", "b"]);
+    for hidden in [".prefetch.landmark", "stargz.index.json", ".wh.a"] {
+        assert_eq!(read(root.join(hidden)).unwrap_err().kind(), io::ErrorKind::NotFound, "{hidden}");
+    }
+    let state = root.join(".stargz-snapshotter").join(format!("{}.json", built.digest));
+    let parse = |bytes: Vec<u8>| serde_json::from_slice::<serde_json::Value>(&bytes).unwrap();
+    let before = parse(read(state.clone()).unwrap());
+    assert_eq!(before["digest"], built.digest.as_str());
+    assert_eq!(before["size"], 10_000);
+    // All of this small blob came with its tail.
+    assert!(guard::eventually(LIMIT, || bed.plane().layer(1).unwrap().is_complete()));
+    read(root.join("a")).unwrap();
+    assert!(
+        guard::eventually(LIMIT, || parse(read(state.clone()).unwrap())["fetchedPercent"] == 100.0),
+        "the state is read anew, not from the page cache"
+    );
+}
+
+#[test]
+fn two_slots_show_one_layer_and_an_overlay_takes_both() {
+    let Some(bed) = Bed::new() else { return };
+    let lower = Layer::new()
+        .dir("d")
+        .file("d/a", &b"lower"[..])
+        .file("d/b", &b"b"[..])
+        .dir("o")
+        .file("o/x", &b"x"[..]);
+    let upper =
+        Layer::new().file("d/a", &b"upper"[..]).whiteout("d/b").dir("o").opaque("o").file("o/y", &b"y"[..]);
+    let (lower, upper) = (Encoder::new().encode(&lower), Encoder::new().encode(&upper));
+    let image = bed.push(&[&lower, &lower, &upper]);
+    let builts = [&lower, &lower, &upper];
+    for n in 0..3 {
+        bed.attach(n as u64 + 1, &bed.request(&image, &builts, n)).unwrap();
+    }
+    let target = bed.dir.path().join("merged");
+    let _mounted = guard::MountGuard::new(&target);
+    fs::create_dir(&target).unwrap();
+    let options =
+        format!("lowerdir={}:{}:{}", bed.slot(3).display(), bed.slot(2).display(), bed.slot(1).display());
+    let merged = target.clone();
+    guard::deadline(LIMIT, move || {
+        let options = std::ffi::CString::new(options).unwrap();
+        rustix::mount::mount(
+            "overlay",
+            &merged,
+            "overlay",
+            rustix::mount::MountFlags::RDONLY,
+            Some(options.as_c_str()),
+        )
+        .unwrap();
+    })
+    .unwrap();
+    let names: Vec<_> =
+        tree(target.clone()).into_iter().map(|e| String::from_utf8(e.path).unwrap()).collect();
+    assert_eq!(names, ["", "d", "d/a", "o", "o/y"]);
+    assert_eq!(read(target.join("d/a")).unwrap(), b"upper");
+}

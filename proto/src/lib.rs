@@ -1,0 +1,1 @@
+//! Protocol definitions Lazurite speaks that no crate carries.

@@ -1,0 +1,417 @@
+//! Authorization: learning what a host wants, and one token cache for the process.
+//!
+//! A host's challenge is remembered per repository, so later requests are authorized at once. Tokens are
+//! keyed by host, realm, service, scope and identity, fetched by one task while the others wait for it
+//! (single-flight), and used until shortly before they expire. A refusal (401 or 403) drops the token and
+//! the parsed docker config; the next [`Auth::grant`] fetches both anew.
+//!
+//! Invariants: challenges are taken only from the host that was asked, never from a redirect's target;
+//! credentials go to that host, or to the realm it names, and not over plain http if the host speaks https.
+//!
+//! Protocol: the distribution project's token authentication specification and its OAuth2 variant for
+//! identity tokens.
+
+use crate::challenge::{self, Challenge};
+use crate::config::DockerConfig;
+use crate::credentials::{Credential, Credentials, Found, Identity};
+use crate::hosts::{Endpoint, HostTag};
+use crate::retry::{Cause, Verdict, classify};
+use crate::secret::{Secret, SignedUrl};
+use crate::transport::{self, Transport};
+use parking_lot::Mutex;
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use reqwest::{Method, Response};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
+use url::{Url, form_urlencoded};
+
+/// Life of a token whose answer names none (token specification).
+const DEFAULT_LIFE: Duration = Duration::from_secs(60);
+/// A token is not used in its last seconds, nor in the last quarter of a shorter life.
+const MARGIN: Duration = Duration::from_secs(30);
+const TOKEN_ANSWER_LIMIT: usize = 1 << 20;
+
+/// What is asked of whom.
+#[derive(Clone, Copy)]
+pub(crate) struct Site<'a> {
+    pub(crate) endpoint: &'a Endpoint,
+    pub(crate) repository: &'a str,
+}
+
+impl Site<'_> {
+    fn key(&self) -> (HostTag, String) {
+        (self.endpoint.tag.clone(), self.repository.to_owned())
+    }
+
+    fn denied(&self, tried: String) -> Cause {
+        Cause::Denied { host: self.endpoint.tag.to_string(), tried }
+    }
+}
+
+/// An `Authorization` header and where it came from.
+pub(crate) struct Grant {
+    header: HeaderValue,
+    token: Option<(Arc<Slot>, Secret)>,
+}
+
+impl Grant {
+    pub(crate) fn header(&self) -> HeaderValue {
+        self.header.clone()
+    }
+}
+
+#[derive(PartialEq, Eq, Hash)]
+struct TokenKey {
+    host: HostTag,
+    realm: String,
+    service: Option<String>,
+    scope: String,
+    identity: Identity,
+}
+
+/// One token and the lock its fetching is done under.
+#[derive(Default)]
+struct Slot {
+    /// Grows with each failed fetch, so that those who waited for it share its outcome.
+    failures: AtomicU64,
+    state: tokio::sync::Mutex<SlotState>,
+}
+
+#[derive(Default)]
+struct SlotState {
+    token: Option<Token>,
+    failure: Option<Cause>,
+}
+
+impl SlotState {
+    fn live(&self, now: Instant) -> Option<&Token> {
+        self.token.as_ref().filter(|token| token.usable_until > now)
+    }
+}
+
+struct Token {
+    value: Secret,
+    usable_until: Instant,
+}
+
+/// All authorization state of the process.
+pub(crate) struct Auth {
+    transport: Transport,
+    credentials: Credentials,
+    challenges: Mutex<HashMap<(HostTag, String), Challenge>>,
+    slots: Mutex<HashMap<TokenKey, Arc<Slot>>>,
+}
+
+impl Auth {
+    pub(crate) fn new(transport: Transport, docker_config: &DockerConfig) -> Self {
+        Self {
+            transport,
+            credentials: Credentials::new(docker_config),
+            challenges: Mutex::default(),
+            slots: Mutex::default(),
+        }
+    }
+
+    /// What to send with a request to `site`: nothing until the host has asked for something.
+    pub(crate) async fn grant(&self, site: Site<'_>, deadline: Instant) -> Result<Option<Grant>, Cause> {
+        let Some(challenge) = self.challenges.lock().get(&site.key()).cloned() else { return Ok(None) };
+        let found = self.find(site, deadline).await?;
+        match challenge {
+            Challenge::Basic => match &found.credential {
+                Some(Credential::Password { user, password }) => {
+                    Ok(Some(Grant { header: basic(user, password), token: None }))
+                }
+                Some(Credential::IdentityToken(_)) => {
+                    Err(site
+                        .denied(format!("{}, an identity token, but the host wants a password", found.tried)))
+                }
+                // What was refused before may be public by now.
+                None => Ok(None),
+            },
+            Challenge::Bearer { realm, service, scope } => {
+                let scope = scope.unwrap_or_else(|| format!("repository:{}:pull", site.repository));
+                let key = TokenKey {
+                    host: site.endpoint.tag.clone(),
+                    realm,
+                    service,
+                    scope,
+                    identity: found.identity(),
+                };
+                self.token(site, key, &found, deadline).await.map(Some)
+            }
+        }
+    }
+
+    /// Takes note of a refusal of `grant` by the host itself: its challenge, and that the token and the
+    /// credentials read so far are not to be used again. An error when there is nothing new to try.
+    pub(crate) async fn refused(
+        &self,
+        site: Site<'_>,
+        grant: Option<Grant>,
+        response: &Response,
+        deadline: Instant,
+    ) -> Result<(), Cause> {
+        let fields = response.headers().get_all(WWW_AUTHENTICATE);
+        let challenge = challenge::choose(fields.iter().filter_map(|value| value.to_str().ok()));
+        let known = match challenge {
+            Some(challenge) => {
+                self.challenges.lock().insert(site.key(), challenge);
+                true
+            }
+            None => self.challenges.lock().contains_key(&site.key()),
+        };
+        if !known {
+            let status = response.status();
+            return Err(
+                site.denied(format!("anonymous access; the host answered {status} without a challenge"))
+            );
+        }
+        if let Some(grant) = grant {
+            self.transport.counters.auth_refresh();
+            self.credentials.forget();
+            if let Some((slot, refused)) = grant.token {
+                let mut state = timeout_at(deadline, slot.state.lock()).await.map_err(|_| waited())?;
+                // Another reader may have replaced it meanwhile.
+                if state.token.as_ref().is_some_and(|token| token.value == refused) {
+                    state.token = None;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The final refusal, saying what was tried.
+    pub(crate) async fn denied(&self, site: Site<'_>, deadline: Instant) -> Cause {
+        match self.find(site, deadline).await {
+            Ok(found) => site.denied(found.tried),
+            Err(cause) => cause,
+        }
+    }
+
+    async fn find(&self, site: Site<'_>, deadline: Instant) -> Result<Found, Cause> {
+        let found = self.credentials.find(&site.endpoint.login);
+        timeout_at(deadline, found).await.map_err(|_| Cause::Silent("reading the docker config".into()))
+    }
+
+    async fn token(
+        &self,
+        site: Site<'_>,
+        key: TokenKey,
+        found: &Found,
+        deadline: Instant,
+    ) -> Result<Grant, Cause> {
+        let (realm, service, scope) = (key.realm.clone(), key.service.clone(), key.scope.clone());
+        let slot = {
+            let mut slots = self.slots.lock();
+            if !slots.contains_key(&key) {
+                let now = Instant::now();
+                let dead = |slot: &Slot| slot.state.try_lock().is_ok_and(|state| state.live(now).is_none());
+                slots.retain(|_, slot| Arc::strong_count(slot) > 1 || !dead(slot));
+            }
+            slots.entry(key).or_default().clone()
+        };
+        let failures = slot.failures.load(Ordering::Acquire);
+        let mut state = timeout_at(deadline, slot.state.lock()).await.map_err(|_| waited())?;
+        if state.live(Instant::now()).is_none() {
+            if let Some(failure) = &state.failure
+                && slot.failures.load(Ordering::Acquire) != failures
+            {
+                return Err(failure.clone());
+            }
+            match self.fetch(site, &realm, service.as_deref(), &scope, found, deadline).await {
+                Ok(token) => *state = SlotState { token: Some(token), failure: None },
+                Err(cause) => {
+                    // The host may ask for something else by now: let it say so again.
+                    if matches!(cause, Cause::Denied { .. }) {
+                        self.challenges.lock().remove(&site.key());
+                    }
+                    // A deadline of ours says nothing to those whose deadline is later.
+                    if Instant::now() < deadline {
+                        state.failure = Some(cause.clone());
+                        slot.failures.fetch_add(1, Ordering::Release);
+                    }
+                    return Err(cause);
+                }
+            }
+        }
+        let value = state.token.as_ref().map(|token| token.value.clone()).ok_or_else(waited)?;
+        drop(state);
+        let header = sensitive(format!("Bearer {}", value.expose()))
+            .ok_or_else(|| Cause::Nonsense("the token has characters a header must not have".into()))?;
+        Ok(Grant { header, token: Some((slot, value)) })
+    }
+
+    async fn fetch(
+        &self,
+        site: Site<'_>,
+        realm: &str,
+        service: Option<&str>,
+        scope: &str,
+        found: &Found,
+        deadline: Instant,
+    ) -> Result<Token, Cause> {
+        let base = &site.endpoint.base;
+        let url = base.join(realm).map_err(|_| Cause::Nonsense("the token realm is not a URL".into()))?;
+        let mut url = SignedUrl::new(url);
+        if !matches!(url.expose().scheme(), "http" | "https")
+            || (base.scheme() == "https" && url.expose().scheme() == "http")
+        {
+            return Err(Cause::Nonsense(format!("the token realm {url} is not https")));
+        }
+        let request = match &found.credential {
+            Some(Credential::IdentityToken(token)) => {
+                let mut form = form_urlencoded::Serializer::new(String::new());
+                form.append_pair("grant_type", "refresh_token").append_pair("refresh_token", token.expose());
+                form.append_pair("client_id", "lazurite").append_pair("scope", scope);
+                form.extend_pairs(service.map(|service| ("service", service)));
+                self.transport
+                    .client()
+                    .post(url.expose().clone())
+                    .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+                    .body(form.finish())
+            }
+            credential => {
+                url = with_query(&url, service, scope, credential.as_ref());
+                let request = self.transport.client().request(Method::GET, url.expose().clone());
+                match credential {
+                    Some(Credential::Password { user, password }) => {
+                        request.header(AUTHORIZATION, basic(user, password))
+                    }
+                    _ => request,
+                }
+            }
+        };
+        let first_byte = site.endpoint.first_byte_timeout;
+        let sent = Instant::now();
+        let mut response =
+            self.transport.send(request.header(ACCEPT, "application/json"), first_byte, deadline).await?;
+        let status = response.status();
+        tracing::debug!(host = %site.endpoint.tag, realm = %url, scope, status = status.as_u16(), "token request");
+        match classify(status) {
+            Verdict::Deliver => {}
+            Verdict::Later => return Err(transport::later(&response)),
+            Verdict::Refused => {
+                return Err(site.denied(format!("{}; the token server {url} answered {status}", found.tried)));
+            }
+            _ => return Err(Cause::Nonsense(format!("the token server {url} answered {status}"))),
+        }
+        let mut body = Vec::new();
+        while let Some(piece) = self.transport.piece(&mut response, first_byte, deadline).await? {
+            body.extend_from_slice(&piece);
+            if body.len() > TOKEN_ANSWER_LIMIT {
+                return Err(Cause::Nonsense(format!("the token server {url} sent more than 1 MiB")));
+            }
+        }
+        let (value, life) = parse_token(&body)
+            .ok_or_else(|| Cause::Nonsense(format!("the token server {url} sent no token")))?;
+        Ok(Token { value, usable_until: sent + life.saturating_sub(MARGIN.min(life / 4)) })
+    }
+}
+
+fn waited() -> Cause {
+    Cause::Silent("waiting for a token".into())
+}
+
+fn sensitive(text: String) -> Option<HeaderValue> {
+    let mut value = HeaderValue::try_from(text).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+fn basic(user: &str, password: &Secret) -> HeaderValue {
+    use base64::Engine as _;
+    let pair = format!("{user}:{}", password.expose());
+    let encoded = base64::engine::general_purpose::STANDARD.encode(pair);
+    // Base64 has only characters a header may have.
+    sensitive(format!("Basic {encoded}")).unwrap_or(HeaderValue::from_static("Basic"))
+}
+
+fn with_query(
+    realm: &SignedUrl,
+    service: Option<&str>,
+    scope: &str,
+    credential: Option<&Credential>,
+) -> SignedUrl {
+    let mut url: Url = realm.expose().clone();
+    {
+        let mut query = url.query_pairs_mut();
+        query.extend_pairs(service.map(|service| ("service", service)));
+        // A scope is a list divided by spaces; as separate parameters every server understands it.
+        query.extend_pairs(scope.split(' ').filter(|scope| !scope.is_empty()).map(|scope| ("scope", scope)));
+        if let Some(Credential::Password { user, .. }) = credential {
+            query.append_pair("account", user);
+        }
+    }
+    SignedUrl::new(url)
+}
+
+/// The token and its life out of a token server's answer.
+fn parse_token(body: &[u8]) -> Option<(Secret, Duration)> {
+    let answer: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let text = |name: &str| answer.get(name).and_then(|v| v.as_str()).filter(|text| !text.is_empty());
+    let value = text("token").or_else(|| text("access_token"))?;
+    let life = answer.get("expires_in").and_then(serde_json::Value::as_u64);
+    // A year bounds the arithmetic on instants.
+    let life =
+        life.filter(|&life| life > 0).map_or(DEFAULT_LIFE, |life| Duration::from_secs(life.min(31_536_000)));
+    Some((Secret::new(value), life))
+}
+
+/// The headers a request to the host itself carries: the endpoint's own and the grant's.
+pub(crate) fn own_headers(endpoint: &Endpoint, grant: Option<&Grant>) -> HeaderMap {
+    let mut headers = endpoint.headers.clone();
+    if let Some(grant) = grant {
+        headers.insert(AUTHORIZATION, grant.header());
+    }
+    headers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn token_answers() {
+        let life = |seconds| Duration::from_secs(seconds);
+        for (body, expected) in [
+            (r#"{"token":"a"}"#, Some(("a", DEFAULT_LIFE))),
+            (r#"{"access_token":"b","expires_in":300}"#, Some(("b", life(300)))),
+            (r#"{"token":"a","access_token":"b","expires_in":0}"#, Some(("a", DEFAULT_LIFE))),
+            (r#"{"token":"","access_token":"b","expires_in":"9"}"#, Some(("b", DEFAULT_LIFE))),
+            (r#"{"token":"a","expires_in":18446744073709551615}"#, Some(("a", life(31_536_000)))),
+            (r#"{"token":5}"#, None),
+            ("[]", None),
+            ("", None),
+        ] {
+            let parsed = parse_token(body.as_bytes());
+            let parsed = parsed.as_ref().map(|(value, life)| (value.expose(), *life));
+            assert_eq!(parsed, expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn token_queries() {
+        let realm = SignedUrl::new(Url::parse("https://a.example/token?tenant=1").unwrap());
+        let user = Credential::Password { user: "me@x".into(), password: Secret::new("hunter2") };
+        let url =
+            with_query(&realm, Some("reg.example"), "repository:a/b:pull repository:c:pull", Some(&user));
+        assert_eq!(
+            url.expose().query(),
+            Some(
+                "tenant=1&service=reg.example&scope=repository%3Aa%2Fb%3Apull&scope=repository%3Ac%3Apull\
+                 &account=me%40x"
+            )
+        );
+        assert_eq!(url.to_string(), "https://a.example/token");
+    }
+
+    #[test]
+    fn headers_with_credentials_are_marked() {
+        let header = basic("user", &Secret::new("pass"));
+        assert_eq!(header.to_str().unwrap(), "Basic dXNlcjpwYXNz");
+        assert!(header.is_sensitive() && !format!("{header:?}").contains("dXNl"));
+    }
+}

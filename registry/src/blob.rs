@@ -1,0 +1,91 @@
+//! Ranges of one blob.
+
+use crate::exchange::{Exchange, Source, Want};
+use crate::{Error, HostTag};
+use bytes::Bytes;
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+use tokio::time::Instant;
+
+/// Longest range of one read, in bytes: a read is collected in memory.
+pub const MAX_READ: u64 = 64 << 20;
+
+/// A blob in a registry. Clones share what is learnt of it: its size and where redirects lead.
+#[derive(Clone)]
+pub struct Blob {
+    exchange: Arc<Exchange>,
+    source: Arc<Source>,
+}
+
+/// How to carry out a read.
+#[derive(Debug, Clone)]
+pub struct ReadOptions {
+    /// The read ends by then, with the bytes or an error.
+    pub deadline: Instant,
+    /// A host whose bytes failed verification: asked after all others.
+    pub avoid: Option<HostTag>,
+}
+
+/// The bytes of a read.
+#[derive(Clone)]
+pub struct Served {
+    /// Exactly as many as were asked for. Not verified: ranges have no digest here.
+    pub bytes: Bytes,
+    /// The host all of them came from.
+    pub host: HostTag,
+}
+
+impl fmt::Debug for Served {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes from {}", self.bytes.len(), self.host)
+    }
+}
+
+impl Blob {
+    pub(crate) fn new(exchange: Arc<Exchange>, source: Source) -> Self {
+        Self { exchange, source: Arc::new(source) }
+    }
+
+    /// The blob's size in bytes: as given, or as the first answer to a read told.
+    pub fn size(&self) -> Option<u64> {
+        self.source.size()
+    }
+
+    /// Reads the bytes `range` of the blob.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfBounds`] for a backwards range or one that reaches past the end, [`Error::TooLarge`]
+    /// for more than [`MAX_READ`] bytes, and whatever kept the hosts from delivering. Never short data.
+    pub async fn read(&self, range: Range<u64>, options: &ReadOptions) -> Result<Served, Error> {
+        let what = || self.source.to_string();
+        let size = self.size().unwrap_or(u64::MAX);
+        if range.start > range.end || range.end > size {
+            return Err(Error::OutOfBounds { what: what(), range, size });
+        }
+        let length = range.end - range.start;
+        if length > MAX_READ {
+            return Err(Error::TooLarge { what: what(), size: length, limit: MAX_READ });
+        }
+        if length == 0 {
+            return Ok(Served { bytes: Bytes::new(), host: self.source.first_host() });
+        }
+        let want = Want::Range(range);
+        let delivery =
+            self.exchange.fetch(&self.source, &want, options.deadline, options.avoid.as_ref()).await?;
+        Ok(Served { bytes: delivery.bytes, host: delivery.host })
+    }
+
+    /// Drops kept redirects and a learnt size: the next read asks the registry where the blob is. For when
+    /// bytes failed verification, since a redirect's target may be what is wrong.
+    pub fn forget_route(&self) {
+        self.source.forget();
+    }
+}
+
+impl fmt::Debug for Blob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({:?} bytes)", self.source, self.size())
+    }
+}

@@ -1,0 +1,328 @@
+//! The hosts an object may be had from, and how each of them has been doing lately.
+//!
+//! [`endpoints`] turns an origin's settings into an ordered list: mirrors first, the origin last. A
+//! [`HostBook`] remembers for the whole process which hosts failed (benched: tried after the others until a
+//! probe is due), asked to be left alone (held, `Retry-After`) or ignored a range. [`order`] is the pure
+//! decision made from that. Nothing here is lasting: every mark runs out.
+
+use crate::Error;
+use crate::config::{Config, HostConfig};
+use crate::reference::check_host;
+use crate::retry;
+use parking_lot::Mutex;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use std::collections::HashMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+use url::Url;
+
+/// First bench of a failing host. Long against a read, short against a repair.
+const BENCH_MIN: Duration = Duration::from_secs(5);
+/// A dead host is probed at least this often.
+const BENCH_MAX: Duration = Duration::from_secs(120);
+/// A `Retry-After` is honoured up to here: a host's mistake must not silence it for a day.
+const HOLD_MAX: Duration = Duration::from_secs(300);
+/// How long a host that ignored a range is asked after the others. A pull-through cache recovers once it
+/// holds the blob.
+const WHOLE_ONLY_FOR: Duration = Duration::from_secs(600);
+
+/// Names a host that served bytes: `host` or `host:port`, without credentials or query.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct HostTag(Arc<str>);
+
+impl HostTag {
+    /// The host's name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for HostTag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for HostTag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// One host to ask, and how.
+#[derive(Clone)]
+pub(crate) struct Endpoint {
+    pub(crate) tag: HostTag,
+    pub(crate) base: Url,
+    /// Sent to this host only; values are marked sensitive.
+    pub(crate) headers: HeaderMap,
+    /// The origin's name, for a mirror (`?ns=`).
+    pub(crate) namespace: Option<String>,
+    pub(crate) first_byte_timeout: Duration,
+    /// The name credentials are kept under: the mirror, or the origin as references write it.
+    pub(crate) login: String,
+}
+
+/// The hosts for objects of `origin`: configured mirrors in order, then the origin itself.
+pub(crate) fn endpoints(origin: &str, config: &Config) -> Result<Vec<Endpoint>, Error> {
+    let default = HostConfig::default();
+    let settings = config.hosts.get(origin).unwrap_or(&default);
+    let mut endpoints = Vec::with_capacity(settings.mirrors.len() + 1);
+    for mirror in &settings.mirrors {
+        let key = format!("hosts.{origin:?}.mirrors {:?}", mirror.host);
+        let mut headers = HeaderMap::new();
+        for (name, value) in &mirror.headers {
+            let bad = |why: &str| Error::Config { key: key.clone(), why: format!("header {name:?}: {why}") };
+            let parsed: HeaderName = name.parse().map_err(|_| bad("not a header name"))?;
+            let mut value: HeaderValue =
+                value.parse().map_err(|_| bad("the value has forbidden characters"))?;
+            value.set_sensitive(true);
+            headers.append(parsed, value);
+        }
+        endpoints.push(Endpoint {
+            headers,
+            namespace: Some(origin.to_owned()),
+            first_byte_timeout: mirror.request_timeout.unwrap_or(config.first_byte_timeout),
+            ..endpoint(&mirror.host, mirror.insecure, config, &key)?
+        });
+    }
+    // References say docker.io; the registry of that name answers elsewhere.
+    let host = if origin == "docker.io" { "registry-1.docker.io" } else { origin };
+    let key = format!("hosts.{origin:?}");
+    endpoints.push(Endpoint { login: origin.to_owned(), ..endpoint(host, settings.insecure, config, &key)? });
+    Ok(endpoints)
+}
+
+fn endpoint(host: &str, insecure: bool, config: &Config, key: &str) -> Result<Endpoint, Error> {
+    let bad = |why: &str| Error::Config { key: key.to_owned(), why: why.to_owned() };
+    check_host(host).map_err(|why| bad(&format!("{why} (write host or host:port alone)")))?;
+    let scheme = if insecure || is_loopback(host) { "http" } else { "https" };
+    let base = Url::parse(&format!("{scheme}://{host}/")).map_err(|e| bad(&format!("not a host: {e}")))?;
+    Ok(Endpoint {
+        tag: HostTag(host.into()),
+        base,
+        headers: HeaderMap::new(),
+        namespace: None,
+        first_byte_timeout: config.first_byte_timeout,
+        login: host.to_owned(),
+    })
+}
+
+fn is_loopback(host: &str) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or(rest),
+        None => host.split(':').next().unwrap_or(host),
+    };
+    name == "localhost" || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// What counts against asking a host first.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Standing {
+    /// Its bytes for this read failed verification.
+    pub(crate) avoided: bool,
+    /// It failed lately and its next probe is not due.
+    pub(crate) benched: bool,
+    /// It refused this very object lately (missing, denied, nonsense).
+    pub(crate) declined: bool,
+    /// It answered a range with a whole blob lately.
+    pub(crate) whole_only: bool,
+}
+
+/// The order to ask in: the configured one, except that hosts with marks go behind those without. The
+/// gravest mark counts first; an answer that is surely no (declined) is cheaper than one that may never
+/// come (benched).
+pub(crate) fn order(standings: &[Standing]) -> Vec<usize> {
+    let mut indices: Vec<usize> = (0..standings.len()).collect();
+    indices.sort_by_key(|&i| {
+        let Standing { avoided, benched, declined, whole_only } = standings[i];
+        (avoided, benched, declined, whole_only)
+    });
+    indices
+}
+
+/// The state of one host, shared by all its objects.
+#[derive(Debug, Clone, Copy, Default)]
+struct Health {
+    failures: u32,
+    benched_until: Option<Instant>,
+    held_until: Option<Instant>,
+    whole_only_until: Option<Instant>,
+}
+
+/// How all hosts of the process have been doing.
+#[derive(Debug, Default)]
+pub(crate) struct HostBook(Mutex<HashMap<HostTag, Health>>);
+
+impl HostBook {
+    /// What counts against `host` at `now`, the object aside.
+    pub(crate) fn standing(&self, host: &HostTag, now: Instant) -> Standing {
+        let health = self.0.lock().get(host).copied().unwrap_or_default();
+        let lasts = |until: Option<Instant>| until.is_some_and(|until| until > now);
+        Standing {
+            benched: lasts(health.benched_until),
+            whole_only: lasts(health.whole_only_until),
+            ..Standing::default()
+        }
+    }
+
+    /// How much longer the host wants no requests.
+    pub(crate) fn hold(&self, host: &HostTag, now: Instant) -> Option<Duration> {
+        let until = self.0.lock().get(host)?.held_until?;
+        until.checked_duration_since(now).filter(|left| !left.is_zero())
+    }
+
+    /// Before asking: a host whose probe is due is benched again at once, so that one read probes it and
+    /// the others do not wait for the outcome.
+    pub(crate) fn asking(&self, host: &HostTag, now: Instant) {
+        let mut book = self.0.lock();
+        if let Some(health) = book.get_mut(host).filter(|health| health.failures > 0) {
+            bench(health, now);
+        }
+    }
+
+    pub(crate) fn succeeded(&self, host: &HostTag) {
+        if let Some(health) = self.0.lock().get_mut(host) {
+            *health = Health { whole_only_until: health.whole_only_until, ..Health::default() };
+        }
+    }
+
+    /// Benches the host; true if it was well before.
+    pub(crate) fn failed(&self, host: &HostTag, hold: Option<Duration>, now: Instant) -> bool {
+        let mut book = self.0.lock();
+        let health = book.entry(host.clone()).or_default();
+        health.failures = health.failures.saturating_add(1);
+        health.held_until = hold.map(|hold| now + hold.min(HOLD_MAX));
+        bench(health, now);
+        health.failures == 1
+    }
+
+    pub(crate) fn ignored_range(&self, host: &HostTag, now: Instant) {
+        self.0.lock().entry(host.clone()).or_default().whole_only_until = Some(now + WHOLE_ONLY_FOR);
+    }
+}
+
+fn bench(health: &mut Health, now: Instant) {
+    let wait = retry::backoff(health.failures.saturating_sub(1), BENCH_MIN, BENCH_MAX, rand::random());
+    health.benched_until = Some(now + wait);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::MirrorConfig;
+
+    #[test]
+    fn marks_move_hosts_back_and_ties_keep_the_configured_order() {
+        let well = Standing::default();
+        let avoided = Standing { avoided: true, ..well };
+        let benched = Standing { benched: true, ..well };
+        let declined = Standing { declined: true, ..well };
+        let whole = Standing { whole_only: true, ..well };
+        for (standings, expected) in [
+            (vec![well, well, well], vec![0, 1, 2]),
+            (vec![benched, well, well], vec![1, 2, 0]),
+            (vec![avoided, benched, declined, whole, well], vec![4, 3, 2, 1, 0]),
+            (vec![benched, benched], vec![0, 1]),
+            (vec![avoided], vec![0]),
+            (vec![], vec![]),
+        ] {
+            assert_eq!(order(&standings), expected, "{standings:?}");
+        }
+    }
+
+    fn names(endpoints: &[Endpoint]) -> Vec<(&str, Option<&str>, &str)> {
+        endpoints.iter().map(|e| (e.base.as_str(), e.namespace.as_deref(), e.login.as_str())).collect()
+    }
+
+    #[test]
+    fn mirrors_then_origin() {
+        let mirror =
+            |host: &str, insecure| MirrorConfig { host: host.into(), insecure, ..Default::default() };
+        let mut config = Config::default();
+        config.hosts.insert(
+            "docker.io".into(),
+            HostConfig {
+                insecure: false,
+                mirrors: vec![mirror("m.example", true), mirror("127.0.0.1:5", false)],
+            },
+        );
+        config.hosts.insert("plain.example:80".into(), HostConfig { insecure: true, mirrors: vec![] });
+        assert_eq!(
+            names(&endpoints("docker.io", &config).unwrap()),
+            [
+                ("http://m.example/", Some("docker.io"), "m.example"),
+                ("http://127.0.0.1:5/", Some("docker.io"), "127.0.0.1:5"),
+                ("https://registry-1.docker.io/", None, "docker.io"),
+            ]
+        );
+        for (origin, base) in [
+            ("plain.example:80", "http://plain.example/"),
+            ("r.example:5000", "https://r.example:5000/"),
+            ("localhost", "http://localhost/"),
+            ("localhost:5000", "http://localhost:5000/"),
+            ("127.9.9.9:1", "http://127.9.9.9:1/"),
+            ("[::1]:5000", "http://[::1]:5000/"),
+            ("[fd00::1]", "https://[fd00::1]/"),
+            ("localhost.example", "https://localhost.example/"),
+        ] {
+            assert_eq!(endpoints(origin, &config).unwrap()[0].base.as_str(), base, "{origin}");
+        }
+    }
+
+    #[test]
+    fn unusable_settings_are_named() {
+        for (host, header) in [
+            ("https://m.example", None),
+            ("m.example/path", None),
+            ("", None),
+            ("m.example", Some(("bad name", "x"))),
+            ("m.example", Some(("x-ok", "bad\nvalue hunter2"))),
+        ] {
+            let headers = header.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+            let mirror = MirrorConfig { host: host.into(), headers, ..Default::default() };
+            let mut config = Config::default();
+            config.hosts.insert("r.example".into(), HostConfig { insecure: false, mirrors: vec![mirror] });
+            let error = endpoints("r.example", &config).err().unwrap();
+            assert!(matches!(&error, Error::Config { key, .. } if key.contains("r.example")), "{error}");
+            assert!(!error.to_string().contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_failing_host_is_benched_and_probed_by_one() {
+        let book = HostBook::default();
+        let host = HostTag("h".into());
+        let start = Instant::now();
+        assert_eq!(book.standing(&host, start), Standing::default());
+        assert!(book.failed(&host, None, start));
+        assert!(!book.failed(&host, None, start));
+        assert!(book.standing(&host, start).benched);
+        let due = start + 2 * BENCH_MIN;
+        assert!(!book.standing(&host, due).benched);
+        book.asking(&host, due);
+        assert!(book.standing(&host, due).benched, "the next read need not probe too");
+        book.succeeded(&host);
+        assert_eq!(book.standing(&host, due), Standing::default());
+    }
+
+    #[test]
+    fn a_hold_is_bounded_and_ends() {
+        let book = HostBook::default();
+        let host = HostTag("h".into());
+        let now = Instant::now();
+        assert_eq!(book.hold(&host, now), None);
+        book.failed(&host, Some(Duration::from_secs(7)), now);
+        assert_eq!(book.hold(&host, now), Some(Duration::from_secs(7)));
+        assert_eq!(book.hold(&host, now + Duration::from_secs(7)), None);
+        book.failed(&host, Some(Duration::from_secs(86_400)), now);
+        assert_eq!(book.hold(&host, now), Some(HOLD_MAX));
+        book.ignored_range(&host, now);
+        book.succeeded(&host);
+        assert_eq!(book.hold(&host, now), None);
+        assert!(book.standing(&host, now).whole_only, "success at a start of a blob does not prove ranges");
+    }
+}

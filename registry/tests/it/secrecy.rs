@@ -1,0 +1,113 @@
+//! Planted secrets turn up in no debug output, no error and no log line, at any level.
+
+use crate::{REPOSITORY, config, content, later, mirrored, options, reference};
+use registry::{DockerConfig, ReadOptions, Registry};
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
+use support::registry::{Action, Auth, Rule, ScriptedRegistry, TokenAuth};
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Everything logged while it is installed.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().expect("no writer panics").write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = Log;
+
+    fn make_writer(&'a self) -> Log {
+        self.clone()
+    }
+}
+
+#[tokio::test]
+async fn nothing_secret_is_printed() {
+    const PASSWORD: &str = "hunter2-password";
+    const HEADER: &str = "hunter2-header";
+    const QUERY: &str = "hunter2-query";
+    let log = Log::default();
+    let subscriber = tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::TRACE);
+    // With a single subscriber, a log statement first reached by the thread of another test would be taken as
+    // of no interest to anybody; a second one makes every subscriber be asked.
+    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
+    let _installed = tracing::subscriber::set_default(subscriber.with_writer(log.clone()).finish());
+
+    let (origin, storage) = (ScriptedRegistry::start(), ScriptedRegistry::start());
+    let digest = origin.put_blob(REPOSITORY, content(1000));
+    storage.put_blob(REPOSITORY, content(1000));
+    let manifest = origin.put_manifest(REPOSITORY, "v1", support::registry::MANIFEST, &b"{}"[..]);
+    let credentials = Some(("ann".to_owned(), PASSWORD.to_owned()));
+    origin.set_auth(Auth::Token(TokenAuth { credentials, ..TokenAuth::default() }));
+
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("config.json");
+    let host = origin.host();
+    std::fs::write(
+        &path,
+        format!(r#"{{"auths":{{"{host}":{{"username":"ann","password":"{PASSWORD}"}}}}}}"#),
+    )
+    .unwrap();
+    let mut settings = mirrored(&origin, &[&origin]);
+    settings.docker_config = DockerConfig::File(path);
+    settings.hosts.get_mut(&host).unwrap().mirrors[0].headers = vec![("X-Pass".into(), HEADER.into())];
+
+    let mut printed = format!("{settings:?} {:?}", config());
+    let registry = Registry::new(settings).unwrap();
+    let blob = registry.blob(&reference(&origin), &digest, Some(1000)).unwrap();
+
+    // Well: authorized, then redirected to a signed URL.
+    origin.fault(
+        Rule::new(Action::Redirect { to: storage.url(), expires_after: None }).path("/blobs/").times(1),
+    );
+    let served = blob.read(0..1000, &options()).await.unwrap();
+    printed += &format!("{served:?} {:?}", ReadOptions { avoid: Some(served.host.clone()), ..options() });
+    printed +=
+        &format!("{:?}", registry.manifest(&reference(&origin), Some(&manifest), later()).await.unwrap());
+    let signature = storage.requests()[0].query.clone();
+    let (_, signature) = signature.split_once("sig=").unwrap();
+
+    // Badly: targets that refuse, fail and are not there, with secrets in their URLs.
+    let dead = ScriptedRegistry::start();
+    dead.stop();
+    for (target, action) in [
+        (storage.host(), Action::Status(401, vec![])),
+        (storage.host(), Action::Status(418, vec![])),
+        (storage.host(), Action::Status(503, vec![])),
+        (storage.host(), Action::Truncate(3)),
+        (dead.host(), Action::Reset),
+    ] {
+        origin.clear_all();
+        storage.clear_all();
+        storage.fault(Rule::new(action));
+        let location =
+            format!("http://me:{QUERY}@{target}/v2/{REPOSITORY}/blobs/{digest}?sig={QUERY}#{QUERY}");
+        origin.fault(Rule::new(Action::Status(307, vec![("Location".into(), location)])).path("/blobs/"));
+        blob.forget_route();
+        let error = blob.read(0..1000, &options()).await.unwrap_err();
+        printed += &format!("{error} {error:?} {blob:?}\n");
+    }
+    origin.clear_all();
+    origin.set_password("changed");
+    origin.revoke_tokens();
+    blob.forget_route();
+    let error = blob.read(0..1000, &options()).await.unwrap_err();
+    assert_eq!(error.reason(), "auth_denied", "{error}");
+    printed += &format!("{error} {error:?} {registry:?} {:?}", reference(&origin));
+
+    let logged = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    assert!(logged.contains("registry::exchange") && logged.contains("token request"), "logs were taken");
+    for secret in [PASSWORD, HEADER, QUERY, signature, "YW5uOmh1bnRlcjI"] {
+        assert!(!printed.contains(secret), "{secret} printed: {printed}");
+        let line = logged.lines().find(|line| line.contains(secret));
+        assert_eq!(line, None, "{secret} logged");
+    }
+}

@@ -1,0 +1,284 @@
+//! The configuration: what can be set, its defaults, and where it is read from.
+//!
+//! Owns every key of the configuration file. The structs below are the single source: the example file
+//! (`config.toml.example`), the reference page (`docs/CONFIGURATION.md`), the names the reader knows and the
+//! defaults are all derived from them, and tests compare. Names follow stargz-snapshotter's wherever the meaning
+//! is equal, so that a file written for it is accepted as it is; what it has and Lazurite does not need is listed
+//! with the reason in [`incumbent`].
+//!
+//! Only this module and the command line know TOML. The libraries are handed plain structs: [`Config::registry`]
+//! and [`Config::fetch`].
+//!
+//! Invariants: a key in the example has an effect; a key with no effect is named with the reason when it is read;
+//! no value is changed silently except that a time limit of 0 stands for its default, as documented at each key.
+
+mod convert;
+mod declare;
+pub mod incumbent;
+mod read;
+mod render;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+use serde::Deserialize;
+
+use declare::{Section, Setting, Table, quoted, section};
+
+pub use convert::{Fill, Prefetch};
+pub use read::{Fault, Notice, line_of, parse};
+pub use render::{render, render_reference};
+
+/// Where the configuration is looked for when none is named.
+pub const DEFAULT_PATH: &str = "/etc/lazurite/config.toml";
+
+section! {
+    /// Lazurite's configuration. Every key may be left out; the lines below show the defaults.
+    /// A file written for stargz-snapshotter is accepted: keys that have no meaning here are named at start.
+    "" => Config {
+        /// Everything Lazurite keeps: snapshot records, layers, indexes and the mount of lazy layers.
+        /// Must be on a file system that can be an overlayfs lower directory (ext4, xfs, btrfs).
+        root: PathBuf = PathBuf::from("/var/lib/lazurite"),
+        /// The unix socket containerd's proxy_plugins entry names.
+        address: PathBuf = PathBuf::from("/run/lazurite/lazurite.sock"),
+        /// Bytes from the start of a layer to fetch ahead when its builder marked none. 0 fetches only what was
+        /// marked. Starting a container never waits for it.
+        prefetch_size: u64 = 0,
+        /// Do not fetch the marked (or prefetch_size) start of a layer ahead of the rest.
+        noprefetch: bool = false,
+        /// Do not download what no container has read. Layers then stay lazy for ever and need the registry.
+        no_background_fetch: bool = false,
+        /// Background downloads at a time in the whole daemon; reads by containers are not counted and overtake
+        /// them. 0 means the default.
+        max_concurrency: u64 = 8,
+    } tables {
+        /// What the daemon writes about itself.
+        log: Log,
+        /// Limits on downloading.
+        fetch: FetchLimits,
+        /// Deadlines and retries of downloads.
+        blob: Blob,
+        /// Registries and mirrors.
+        resolver: Resolver,
+        /// Credentials.
+        docker_config: DockerConfig,
+    }
+}
+
+section! {
+    /// What the daemon writes about itself, to standard error.
+    "log" => Log {
+        /// The least severe events that are written: error, warn, info, debug or trace.
+        level: Level = Level::Info,
+        /// text for people, json for log collectors (one object a line).
+        format: LogFormat = LogFormat::Text,
+    }
+}
+
+section! {
+    /// Limits on downloading.
+    "fetch" => FetchLimits {
+        /// Compressed bytes being downloaded or waiting to be decompressed at any time, in bytes. Bounds memory.
+        /// 0 means the default.
+        max_in_flight_bytes: u64 = 64 << 20,
+    }
+}
+
+section! {
+    /// Deadlines and retries of downloads.
+    "blob" => Blob {
+        /// How long a container's read may wait for bytes that are not here yet, over all retries and hosts, in
+        /// seconds. After it the read fails with an input/output error. 0 means the default.
+        fetching_timeout_sec: u64 = 300,
+        /// How often a download that failed at every host goes round all of them again, within the time above.
+        /// 0 tries each host once.
+        max_retries: u32 = 16,
+        /// The pause before the second round, in milliseconds; it doubles with every further one.
+        min_wait_msec: u64 = 200,
+        /// The longest pause between rounds, in milliseconds.
+        max_wait_msec: u64 = 30_000,
+    }
+}
+
+section! {
+    /// Registries and mirrors.
+    "resolver" => Resolver {
+        /// How long a registry may be silent, before its first byte and between bytes, before the request is given
+        /// up, in seconds. A slow but steady transfer is not cut off. 0 means the default.
+        request_timeout_sec: u64 = 30,
+        /// How long connecting to a registry may take, in seconds. 0 means the default.
+        connect_timeout_sec: u64 = 10,
+    } tables {
+        /// Mirrors by the registry host that image references name.
+        host: BTreeMap<String, Host>,
+    }
+}
+
+/// What is known about one registry host.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(default)]
+pub struct Host {
+    /// Tried in this order before the host itself.
+    pub mirrors: Vec<Mirror>,
+}
+
+section! {
+    /// A host to ask before the registry that references name; several are tried in the order given, and the
+    /// registry itself last. Naming the registry as its own mirror with insecure = true is how plain http is
+    /// allowed for it (loopback hosts need no entry).
+    "resolver.host.*.mirrors" => Mirror {
+        /// Host name or address, with a port if it is not the default.
+        host: String = String::new(),
+        /// Use plain http.
+        insecure: bool = false,
+        /// As resolver.request_timeout_sec, for this mirror. 0 means the same as there; below 0 only
+        /// blob.fetching_timeout_sec limits a request.
+        request_timeout_sec: i64 = 0,
+        /// Headers sent to this mirror and not to where it redirects; a value is a string or a list of strings.
+        header: Headers = Headers::default(),
+    }
+}
+
+section! {
+    /// Credentials. They are looked up when a registry asks for them, so a new login is seen without a restart.
+    "docker_config" => DockerConfig {
+        /// The docker configuration file with logins. Empty: $DOCKER_CONFIG/config.json if that is set, else
+        /// ~/.docker/config.json of the user the daemon runs as.
+        path: PathBuf = PathBuf::new(),
+    }
+}
+
+impl Config {
+    /// Reads the file named, or the default one. A default file that does not exist is the default configuration.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read (a named file must exist), or [`parse`] refuses it.
+    pub fn load(named: Option<&Path>) -> Result<(Self, Vec<Notice>), Fault> {
+        let path = named.unwrap_or(Path::new(DEFAULT_PATH));
+        match std::fs::read_to_string(path) {
+            Ok(text) => parse(&path.display().to_string(), &text),
+            Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
+                Ok((Self::default(), Vec::new()))
+            }
+            Err(error) => Err(Fault::file(path, error)),
+        }
+    }
+
+    /// Every table with a fixed name and fixed keys, in the order of the example.
+    fn sections(&self) -> Vec<Section> {
+        vec![
+            Table::section(self),
+            self.log.section(),
+            self.fetch.section(),
+            self.blob.section(),
+            self.resolver.section(),
+            self.docker_config.section(),
+        ]
+    }
+}
+
+/// How much is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// Failures only.
+    Error,
+    /// Also what an operator should look at.
+    Warn,
+    /// Also what happens to layers and snapshots.
+    Info,
+    /// Also every request to a registry.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl Setting for Level {
+    const KIND: &'static str = "one of \"error\", \"warn\", \"info\", \"debug\", \"trace\"";
+
+    fn toml(&self) -> String {
+        format!("{:?}", format!("{self:?}").to_lowercase())
+    }
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Setting for LogFormat {
+    const KIND: &'static str = "one of \"text\", \"json\"";
+
+    fn toml(&self) -> String {
+        format!("{:?}", format!("{self:?}").to_lowercase())
+    }
+}
+
+/// Request headers by name. The values may be credentials, so `Debug` shows only the names.
+#[derive(Clone, PartialEq, Default, Deserialize)]
+#[serde(transparent)]
+pub struct Headers(pub BTreeMap<String, OneOrMore>);
+
+impl std::fmt::Debug for Headers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+impl Setting for Headers {
+    const KIND: &'static str = "a table of strings or lists of strings";
+
+    fn toml(&self) -> String {
+        if self.0.is_empty() {
+            return "{}".to_owned();
+        }
+        let pairs: Vec<String> =
+            self.0.iter().map(|(name, value)| format!("{} = {}", quoted(name), value.toml())).collect();
+        format!("{{ {} }}", pairs.join(", "))
+    }
+}
+
+/// A header's value or values.
+#[derive(Clone, PartialEq, Deserialize)]
+#[serde(untagged, expecting = "a string or a list of strings")]
+pub enum OneOrMore {
+    /// One value.
+    One(String),
+    /// The header is sent once for each.
+    More(Vec<String>),
+}
+
+impl OneOrMore {
+    fn values(&self) -> &[String] {
+        match self {
+            Self::One(value) => std::slice::from_ref(value),
+            Self::More(values) => values,
+        }
+    }
+
+    fn toml(&self) -> String {
+        match self {
+            Self::One(value) => quoted(value),
+            Self::More(values) => {
+                let values: Vec<String> = values.iter().map(|value| quoted(value)).collect();
+                format!("[{}]", values.join(", "))
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for OneOrMore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("(hidden)")
+    }
+}
+
+#[cfg(test)]
+mod tests;

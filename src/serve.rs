@@ -1,0 +1,207 @@
+//! `lazurite serve`: the daemon.
+//!
+//! Owns the order of start and stop, the lock on the root directory, the socket, and the few lines that plug the data
+//! plane into the control plane. Start needs no network: layers come back from their indexes.
+
+mod plane;
+
+use std::{
+    collections::HashSet,
+    fs::{self, DirBuilder, File, Permissions},
+    io::{Read as _, Write as _},
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use fusefs::Plane;
+use futures::StreamExt as _;
+use registry::Registry;
+use rustix::fs::FlockOperation;
+use snapshotter::{Remote, Snapshotter};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    signal::unix::{SignalKind, signal},
+};
+
+use crate::config::Config;
+
+/// Layers restored from disk at once.
+const PARALLEL_RESTORES: usize = 16;
+/// After a signal, calls under way have this long to end. A call that waits for a registry may not hold up a stop.
+const GRACE: Duration = Duration::from_secs(5);
+/// What is left after that (threads in system calls) may not either.
+const RUNTIME_GRACE: Duration = Duration::from_secs(2);
+
+/// Runs until SIGTERM or SIGINT.
+pub fn run(config: &Config) -> anyhow::Result<()> {
+    // Mount options name directories, and the daemon's own working directory means nothing to who mounts them.
+    let root = std::path::absolute(&config.root).context("finding the root directory")?;
+    create_root(&root)?;
+    let _lock = lock(&root)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("lazurite").build()?;
+    let result = runtime.block_on(serve(config, &root));
+    runtime.shutdown_timeout(RUNTIME_GRACE);
+    result
+}
+
+async fn serve(config: &Config, root: &Path) -> anyhow::Result<()> {
+    let listener = listen(&config.address).await?;
+    let registry = Registry::new(config.registry()).context("setting up the registry client")?;
+    let settings = snapshotter::Config::new(root);
+    let plane = Plane::start(plane::settings(config, root, settings.overlay), registry)
+        .with_context(|| format!("mounting lazy layers under {}", root.display()))?;
+    let snapshotter = Arc::new(Snapshotter::open(settings, Arc::new(plane::Port::new(plane.clone())))?);
+    restore(&plane, snapshotter.remote_snapshots().await?).await;
+
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let mut wait = stopped.clone();
+    let shutdown = async move {
+        let _ = wait.wait_for(|stop| *stop).await;
+    };
+    let mut server = tokio::spawn(snapshotter::service::serve(listener, snapshotter.clone(), shutdown));
+    tracing::info!(address = %config.address.display(), root = %root.display(), "serving");
+    // Without systemd there is nobody to tell.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+
+    let ended = tokio::select! {
+        result = &mut server => Some(result),
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+    };
+    if let Some(result) = ended {
+        result.context("the gRPC server panicked")?.context("the gRPC server failed")?;
+        bail!("the gRPC server ended by itself");
+    }
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    tracing::info!("stopping");
+    stop.send_replace(true);
+    let calls = async {
+        let _ = server.await;
+        snapshotter.close().await;
+    };
+    if tokio::time::timeout(GRACE, calls).await.is_err() {
+        tracing::warn!("calls still under way are cut off");
+    }
+    // The next daemon binds anew; a client must not connect to nobody.
+    let _ = fs::remove_file(&config.address);
+    tokio::task::spawn_blocking(move || plane.stop()).await?;
+    Ok(())
+}
+
+/// Shows the layers of lazy snapshots again and clears what no snapshot names. A layer that is not on disk any more
+/// costs itself only: it is opened from its registry behind, for as long as that takes.
+async fn restore(plane: &Arc<Plane>, remotes: Vec<Remote>) {
+    let total = remotes.len();
+    let requests: Vec<_> = remotes
+        .into_iter()
+        .filter_map(|remote| match plane::request(&remote.request) {
+            Ok(request) => Some((remote.slot, request)),
+            Err(error) => {
+                tracing::warn!(slot = remote.slot, %error, "a lazy snapshot's record cannot be used");
+                None
+            }
+        })
+        .collect();
+    let wanted: HashSet<_> = requests.iter().map(|(_, request)| request.toc_digest).collect();
+    let restored = futures::stream::iter(requests)
+        .map(|(slot, request)| async move {
+            let Err(error) = plane.restore(slot, &request).await else { return 1 };
+            tracing::warn!(slot, layer = %request.toc_digest, %error, "not on disk; opening from the registry");
+            tokio::spawn(plane::reattach(plane.clone(), slot, request));
+            0
+        })
+        .buffer_unordered(PARALLEL_RESTORES)
+        .fold(0, |sum, one| async move { sum + one })
+        .await;
+    if total > 0 {
+        tracing::info!(restored, total, "lazy layers are back");
+    }
+    let collector = plane.clone();
+    tokio::task::spawn_blocking(move || {
+        if let Err(error) = collector.collect(&wanted) {
+            tracing::warn!(%error, "looking for layers nobody names");
+        }
+    });
+}
+
+/// The root is root's alone: set-id programs of images lie under it.
+fn create_root(root: &Path) -> anyhow::Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(root)
+        .with_context(|| format!("creating the root directory {}", root.display()))
+}
+
+/// One daemon per root: held until the process ends, however it ends.
+fn lock(root: &Path) -> anyhow::Result<File> {
+    let path = root.join("lock");
+    let mut file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .with_context(|| format!("opening {}", path.display()))?;
+    if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        let mut holder = String::new();
+        let _ = file.read_to_string(&mut holder);
+        bail!(
+            "another lazurite (process {}) serves {}; stop it, or give this one another --root",
+            holder.trim(),
+            root.display()
+        );
+    }
+    file.set_len(0)?;
+    writeln!(file, "{}", std::process::id())?;
+    Ok(file)
+}
+
+async fn listen(address: &Path) -> anyhow::Result<UnixListener> {
+    if let Some(dir) = address.parent().filter(|d| !d.as_os_str().is_empty()) {
+        fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
+    }
+    if address.exists() {
+        if UnixStream::connect(address).await.is_ok() {
+            bail!("something already listens on {}; give this daemon another --address", address.display());
+        }
+        fs::remove_file(address)
+            .with_context(|| format!("removing the stale socket {}", address.display()))?;
+    }
+    let listener =
+        UnixListener::bind(address).with_context(|| format!("listening on {}", address.display()))?;
+    fs::set_permissions(address, Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_root_has_one_daemon_and_the_second_is_told_which() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = lock(dir.path()).unwrap();
+        let error = lock(dir.path()).unwrap_err().to_string();
+        assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
+        assert!(error.contains(dir.path().to_str().unwrap()), "{error}");
+        drop(first);
+        lock(dir.path()).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let address = dir.path().join("run/lazurite.sock");
+        let live = listen(&address).await.unwrap();
+        assert!(listen(&address).await.unwrap_err().to_string().contains("already listens"));
+        drop(live);
+        listen(&address).await.unwrap();
+        assert_eq!(fs::metadata(&address).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+}

@@ -1,0 +1,102 @@
+//! Plugs the data plane into the control plane's port.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use fusefs::{AttachRequest, OpaqueXattr, Plane, PlaneConfig};
+use snapshotter::{AttachError, FileSystem, LayerRequest, LayerRoot, Reason, Usage, overlay};
+
+use crate::config::{Config, Fill, Prefetch};
+
+/// The data plane's settings.
+pub fn settings(config: &Config, root: &Path, overlay: overlay::Options) -> PlaneConfig {
+    let fetch = config.fetch();
+    let mut plane = PlaneConfig::new(root);
+    plane.opaque = if overlay.userxattr { OpaqueXattr::User } else { OpaqueXattr::Trusted };
+    plane.read_deadline = fetch.read_deadline;
+    (plane.prefetch, plane.prefetch_bytes) = match fetch.prefetch {
+        Prefetch::Off => (false, 0),
+        Prefetch::On { unmarked_bytes } => (true, unmarked_bytes),
+    };
+    plane.fill = fetch.fill == Fill::On;
+    plane.fetch.background = fetch.background_downloads;
+    plane.fetch.in_flight_bytes = fetch.in_flight_bytes;
+    plane
+}
+
+/// The port, as the snapshotter calls it.
+#[derive(Debug)]
+pub struct Port(Arc<Plane>);
+
+impl Port {
+    /// Over a running data plane.
+    pub fn new(plane: Arc<Plane>) -> Port {
+        Port(plane)
+    }
+}
+
+#[async_trait]
+impl FileSystem for Port {
+    async fn attach(&self, slot: u64, layer: &LayerRequest) -> Result<LayerRoot, AttachError> {
+        let root = self.0.attach(slot, &request(layer)?).await;
+        let root = root.map_err(|e| AttachError::new(reason(e.reason()), e.to_string()))?;
+        // Relative to snapshots/<id>/, so that the root directory can be moved.
+        Ok(LayerRoot { path: PathBuf::from(format!("../../mnt/{slot}")), uid: root.uid, gid: root.gid })
+    }
+
+    async fn detach(&self, slot: u64) {
+        self.0.detach(slot);
+    }
+
+    async fn usage(&self, slot: u64) -> Usage {
+        let usage = self.0.usage(slot).unwrap_or_default();
+        Usage { size: usage.bytes, inodes: usage.inodes }
+    }
+}
+
+/// What the data plane needs of a layer's labels.
+pub fn request(layer: &LayerRequest) -> Result<AttachRequest, AttachError> {
+    let bad = |what: &str, error: String| AttachError::new(Reason::BadLabels, format!("{what}: {error}"));
+    Ok(AttachRequest {
+        reference: layer
+            .reference
+            .parse()
+            .map_err(|e: registry::Error| bad("image reference", e.to_string()))?,
+        blob_digest: layer.layer_digest.clone(),
+        toc_digest: layer.toc_digest.parse().map_err(|e: estargz::Error| bad("TOC digest", e.to_string()))?,
+        manifest_digest: layer.manifest_digest.clone(),
+        neighbours: layer.neighbours.clone(),
+        prefetch_bytes: layer.prefetch_bytes,
+    })
+}
+
+/// Opens a layer from its registry that should have been on disk, with longer and longer pauses.
+pub async fn reattach(plane: Arc<Plane>, slot: u64, request: AttachRequest) {
+    let mut pause = Duration::from_secs(1);
+    while let Err(error) = plane.attach(slot, &request).await {
+        tracing::warn!(slot, layer = %request.toc_digest, reason = error.reason(), %error, ?pause, "still not attached");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(300));
+    }
+    tracing::info!(slot, layer = %request.toc_digest, "attached again");
+}
+
+/// The control plane's name for a reason code of the data plane.
+fn reason(code: &str) -> Reason {
+    match code {
+        "not_estargz" => Reason::NotEstargz,
+        "toc_invalid" => Reason::TocInvalid,
+        "lossy_names" => Reason::LossyNames,
+        "auth_denied" => Reason::AuthDenied,
+        "not_found" => Reason::NotFound,
+        "timeout" => Reason::Timeout,
+        "unavailable" | "bad_response" => Reason::Unavailable,
+        "verify_failed" => Reason::VerifyFailed,
+        "no_space" => Reason::NoSpace,
+        _ => Reason::Internal,
+    }
+}
