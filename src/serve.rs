@@ -17,7 +17,6 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use fusefs::Plane;
-use futures::StreamExt as _;
 use registry::Registry;
 use rustix::fs::FlockOperation;
 use snapshotter::{Remote, Snapshotter};
@@ -28,8 +27,6 @@ use tokio::{
 
 use crate::config::Config;
 
-/// Layers restored from disk at once.
-const PARALLEL_RESTORES: usize = 16;
 /// After a signal, calls under way have this long to end. A call that waits for a registry may not hold up a stop.
 const GRACE: Duration = Duration::from_secs(5);
 /// What is left after that (threads in system calls) may not either.
@@ -53,8 +50,8 @@ async fn serve(config: &Config, root: &Path) -> anyhow::Result<()> {
     let settings = snapshotter::Config::new(root);
     let plane = Plane::start(plane::settings(config, root, settings.overlay), registry)
         .with_context(|| format!("mounting lazy layers under {}", root.display()))?;
-    let snapshotter = Arc::new(Snapshotter::open(settings, Arc::new(plane::Port::new(plane.clone())))?);
-    restore(&plane, snapshotter.remote_snapshots().await?).await;
+    let snapshotter = Arc::new(Snapshotter::open(settings, Arc::new(plane::Port::new(plane.clone(), root)))?);
+    restore(&plane, root, snapshotter.remote_snapshots().await?).await;
 
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -95,29 +92,28 @@ async fn serve(config: &Config, root: &Path) -> anyhow::Result<()> {
 
 /// Shows the layers of lazy snapshots again and clears what no snapshot names. A layer that is not on disk any more
 /// costs itself only: it is opened from its registry behind, for as long as that takes.
-async fn restore(plane: &Arc<Plane>, remotes: Vec<Remote>) {
+async fn restore(plane: &Arc<Plane>, root: &Path, remotes: Vec<Remote>) {
     let total = remotes.len();
-    let requests: Vec<_> = remotes
-        .into_iter()
-        .filter_map(|remote| match plane::request(&remote.request) {
-            Ok(request) => Some((remote.slot, request)),
+    let mut wanted = HashSet::new();
+    let mut restored = 0;
+    // One after the other, the oldest first: a layer may look at those below it. Each takes about a millisecond.
+    for Remote { slot, request } in remotes {
+        let request = match plane::request(&request, &root.join("snapshots")) {
+            Ok(request) => request,
             Err(error) => {
-                tracing::warn!(slot = remote.slot, %error, "a lazy snapshot's record cannot be used");
-                None
+                tracing::warn!(slot, %error, "a lazy snapshot's record cannot be used");
+                continue;
             }
-        })
-        .collect();
-    let wanted: HashSet<_> = requests.iter().map(|(_, request)| request.toc_digest).collect();
-    let restored = futures::stream::iter(requests)
-        .map(|(slot, request)| async move {
-            let Err(error) = plane.restore(slot, &request).await else { return 1 };
-            tracing::warn!(slot, layer = %request.toc_digest, %error, "not on disk; opening from the registry");
-            tokio::spawn(plane::reattach(plane.clone(), slot, request));
-            0
-        })
-        .buffer_unordered(PARALLEL_RESTORES)
-        .fold(0, |sum, one| async move { sum + one })
-        .await;
+        };
+        wanted.insert(request.toc_digest);
+        match plane.restore(slot, &request).await {
+            Ok(_) => restored += 1,
+            Err(error) => {
+                tracing::warn!(slot, layer = %request.toc_digest, %error, "not on disk; opening from the registry");
+                tokio::spawn(plane::reattach(plane.clone(), slot, request));
+            }
+        }
+    }
     if total > 0 {
         tracing::info!(restored, total, "lazy layers are back");
     }

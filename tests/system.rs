@@ -3,19 +3,21 @@
 //! Each test has a stand of its own and may run beside the others. What a registry must do wrong, or must be counted
 //! to the request, is played by the test kit's registry; everything else is real.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::{Command, Output},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use serde_json::{Value, json};
 use support::{
     estargz::{Built, Encoder},
     guard,
-    layer::{Expect, Layer, assert_same, walk},
+    layer::{Expect, Kind, Layer, assert_same, walk},
     registry::{Action, Auth, LayerBlob, Logged, Rule, ScriptedRegistry, TokenAuth},
     system::{self, Containerd, Cri, DockerRegistry, Form, Image, Lazurite, SNAPSHOTTER},
 };
@@ -30,6 +32,8 @@ struct Stand {
     containerd: Containerd,
     lazurite: Lazurite,
     dir: tempfile::TempDir,
+    /// Seconds since the epoch.
+    started: i64,
 }
 
 impl Stand {
@@ -40,7 +44,8 @@ impl Stand {
         let dir = guard::temp_dir();
         let lazurite = Lazurite::start(Path::new(BINARY), &dir.path().join("lazurite"), config);
         let containerd = Containerd::start(&dir.path().join("containerd"), &lazurite.socket(), Cri::Off);
-        Some(Stand { containerd, lazurite, dir })
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64;
+        Some(Stand { containerd, lazurite, dir, started })
     }
 
     /// Pulls with `lazurite pull`; the summary.
@@ -94,6 +99,18 @@ fn outcomes(summary: &Value) -> Vec<String> {
         }
     };
     summary["layers"].as_array().unwrap().iter().map(layer).collect()
+}
+
+/// A tree without what is a trace of unpacking: the files of the format itself, which a lazy layer hides, and the times
+/// of directories that no layer describes, which are later than the test's start.
+fn described(mut tree: Vec<Expect>, started: i64) -> Vec<Expect> {
+    tree.retain(|e| e.path != b"stargz.index.json" && e.path != b".no.prefetch.landmark");
+    for found in
+        tree.iter_mut().filter(|e| e.kind == Kind::Directory && (e.mtime.0 >= started || e.mtime == (0, 0)))
+    {
+        found.mtime = (0, 0);
+    }
+    tree
 }
 
 /// A shell and what a test adds to it.
@@ -150,7 +167,31 @@ fn the_trees_of_lazy_images_equal_the_unpacked_ones() {
         let summary = stand.pull(&reference);
         assert!(outcomes(&summary).iter().filter(|o| *o == "lazy").count() >= 3, "{summary:#}");
         assert!(eager.len() > 50, "{} has a tree", image.name());
-        assert_same(&eager, &stand.tree(SNAPSHOTTER));
+        assert_same(&described(eager, stand.started), &described(stand.tree(SNAPSHOTTER), stand.started));
+        stand.containerd.ctr_ok(&["images", "rm", "--sync", &reference]);
+    }
+}
+
+#[test]
+fn directories_no_layer_describes_look_as_after_an_unpack() {
+    let Some(stand) = Stand::new("") else { return };
+    let registry = ScriptedRegistry::start();
+    let first = base().dir("var").dir("var/mail").mode(0o2775).owner(0, 8);
+    let second =
+        Layer::new().file("tmp/x", &b"x"[..]).file("var/mail/root", &b"m"[..]).file("opt/app/bin", &b"b"[..]);
+    let third = Layer::new().file("opt/app/more", &b"c"[..]).file("var/mail/other", &b"o"[..]);
+    let lazy = |layer: &Layer| LayerBlob::lazy(&Encoder::new().encode(layer));
+    for blobs in [
+        [lazy(&first), lazy(&second), lazy(&third)],
+        [LayerBlob::plain(&first), lazy(&second), lazy(&third)],
+        [lazy(&first), LayerBlob::plain(&second), lazy(&third)],
+    ] {
+        let reference = push(&registry, &blobs);
+        stand.containerd.pull_eagerly("overlayfs", &reference);
+        let eager = stand.tree("overlayfs");
+        stand.containerd.ctr_ok(&["images", "rm", "--sync", &reference]);
+        stand.pull(&reference);
+        assert_same(&described(eager, stand.started), &described(stand.tree(SNAPSHOTTER), stand.started));
         stand.containerd.ctr_ok(&["images", "rm", "--sync", &reference]);
     }
 }
@@ -200,7 +241,7 @@ fn a_cold_image_costs_one_range_a_layer_one_manifest_and_one_token() {
     registry.fault(Rule::new(Action::Redirect { to: storage.url(), expires_after: None }).path("/blobs/"));
     assert_eq!(outcomes(&stand.pull(&reference)), ["lazy"; 4]);
     // `lazurite pull` is a client of its own: it asks for manifest and config with its own token.
-    let daemon = |r: &Logged| r.headers.get("range").is_some() || r.path.contains("/blobs/");
+    let daemon = |r: &Logged| r.headers.contains_key("range") || r.path.contains("/blobs/");
     let log = registry.requests();
     let tokens = log.iter().filter(|r| r.path.contains("/token")).count();
     assert_eq!(tokens, 2, "one for the client, one for the daemon: {log:#?}");

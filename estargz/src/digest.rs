@@ -34,7 +34,7 @@ impl Digest {
 
     /// The 64 lower-case hex digits, without the algorithm's name.
     pub fn hex(&self) -> String {
-        let digit = |nibble: u8| char::from(b"0123456789abcdef"[usize::from(nibble)]);
+        let digit = |nibble: u8| char::from(DIGITS[usize::from(nibble)]);
         self.0.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
     }
 }
@@ -64,17 +64,28 @@ impl FromStr for Digest {
 
 fn parse(text: &str) -> Option<Digest> {
     let hex: &[u8; 64] = text.strip_prefix("sha256:")?.as_bytes().try_into().ok()?;
-    let digit = |byte: u8| match byte {
-        b'0'..=b'9' => Some(byte - b'0'),
-        b'a'..=b'f' => Some(byte - b'a' + 10),
-        _ => None,
-    };
     let mut bytes = [0; 32];
+    let mut wrong = 0;
     for (byte, [high, low]) in bytes.iter_mut().zip(hex.as_chunks().0) {
-        *byte = digit(*high)? << 4 | digit(*low)?;
+        let (high, low) = (VALUES[usize::from(*high)], VALUES[usize::from(*low)]);
+        *byte = high << 4 | low;
+        wrong |= high | low;
     }
-    Some(Digest(bytes))
+    (wrong < NO_DIGIT).then_some(Digest(bytes))
 }
+
+/// The value of each hex digit. A table, because a TOC holds two digests for each of many thousand files.
+const VALUES: [u8; 256] = {
+    let mut values = [NO_DIGIT; 256];
+    let mut value = 0;
+    while value < 16 {
+        values[DIGITS[value] as usize] = value as u8;
+        value += 1;
+    }
+    values
+};
+const DIGITS: &[u8; 16] = b"0123456789abcdef";
+const NO_DIGIT: u8 = 16;
 
 impl Serialize for Digest {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

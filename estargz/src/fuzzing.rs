@@ -151,7 +151,7 @@ pub fn check(toc: &Toc) {
     for (number, inode) in inodes.iter().enumerate() {
         let is = |kind| inode.kind == kind;
         assert!(inode.mode <= 0o7777 && inode.mtime.nanos < 1_000_000_000);
-        assert!(is(Kind::Directory) || inode.children.is_empty());
+        assert!(is(Kind::Directory) || inode.children.is_empty() && !inode.implied);
         assert!(is(Kind::Symlink) != inode.link_target.is_empty());
         assert!(is(Kind::Regular) || inode.chunks.is_empty() && inode.digest.is_none());
         assert!(is(Kind::Regular) || inode.size == inode.link_target.len() as u64);

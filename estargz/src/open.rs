@@ -4,6 +4,7 @@
 //! one request for nearly every layer; if it was too short, exactly the missing front of the TOC is asked for,
 //! and the part that had arrived is kept.
 
+use std::fmt;
 use std::ops::Range;
 
 use crate::footer::{self, Footer};
@@ -36,7 +37,6 @@ pub enum Step {
 /// };
 /// # Ok(()) }
 /// ```
-#[derive(Debug)]
 pub struct Opener {
     blob_size: u64,
     limits: Limits,
@@ -114,6 +114,16 @@ impl Opener {
             self.held = end.to_vec();
         }
         Ok(Step::Need(missing(self.held.len())))
+    }
+}
+
+impl fmt::Debug for Opener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Opener")
+            .field("blob_size", &self.blob_size)
+            .field("footer", &self.footer)
+            .field("held", &self.held.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -213,6 +223,8 @@ mod tests {
                 Step::Done(_) => panic!("done without a TOC"),
             }
         }
+        let text = format!("{opener:?}");
+        assert!(text.contains("EStargz") && text.contains("held: 39"), "{text}");
         assert!(matches!(feed(&mut opener, &bytes, 0..size - 90).unwrap(), Step::Done(_)));
         assert!(matches!(feed(&mut opener, &bytes, 0..size).unwrap(), Step::Done(_)));
     }

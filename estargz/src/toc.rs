@@ -208,6 +208,9 @@ impl Toc {
 pub struct Inode {
     /// What it is.
     pub kind: Kind,
+    /// No entry describes it: a directory that only the names below it mention. Its attributes are stand-ins (0755,
+    /// root, the epoch); an unpack gives it those of the directory it covers in the layers below, if there is one.
+    pub implied: bool,
     /// Permissions and set-uid, set-gid, sticky bits: `0o7777` at most.
     pub mode: u32,
     /// Owner.

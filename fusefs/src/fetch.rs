@@ -446,10 +446,13 @@ async fn run(
         let Some((failed, error)) = decode(layer, served.bytes, range.start, flights).await else { return };
         layer.engine().counters.verify_failures.fetch_add(failed.len() as u64, Ordering::Relaxed);
         // Only what failed is asked for again, if possible of another host.
-        range = failed
+        let (first, rest) = failed.split_first().expect("an error has its flight");
+        range = rest
             .iter()
             .map(|f| fetch_range(layer, f.member))
-            .fold(u64::MAX..0, |all, one| all.start.min(one.start)..all.end.max(one.end));
+            .fold(fetch_range(layer, first.member), |all, one| {
+                all.start.min(one.start)..all.end.max(one.end)
+            });
         let error = FetchError::Verify {
             source_name,
             offset: range.start,

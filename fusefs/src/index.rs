@@ -121,6 +121,15 @@ struct MemberRecord {
     count: u32,
 }
 
+/// A directory whose own attributes the layer does not tell.
+#[derive(rkyv::Archive, rkyv::Serialize, Debug)]
+struct ImpliedRecord {
+    node: u32,
+    /// Its path from the root, without leading slash; empty for the root.
+    path: u32,
+    path_len: u32,
+}
+
 /// The archive's root.
 #[derive(rkyv::Archive, rkyv::Serialize, Debug, Default)]
 struct Data {
@@ -137,6 +146,8 @@ struct Data {
     /// Chunk numbers grouped by member, ascending by inner offset in each group.
     member_chunks: Vec<u32>,
     xattrs: Vec<XattrRecord>,
+    /// Parents before their children.
+    implied: Vec<ImpliedRecord>,
     strings: Vec<u8>,
 }
 
@@ -340,6 +351,12 @@ impl Index {
         &self.data().strings[at as usize..at as usize + len as usize]
     }
 
+    /// Directories that no entry of the layer describes, with their paths from the root; parents come first.
+    pub fn implied(&self) -> impl Iterator<Item = (Node, &[u8])> {
+        let implied = self.data().implied.iter();
+        implied.map(|i| (i.node.to_native(), self.string(i.path.to_native(), i.path_len.to_native())))
+    }
+
     /// Finds a name in a directory.
     pub fn lookup(&self, dir: Node, name: &[u8]) -> Option<Node> {
         let entries = self.dirents(dir);
@@ -478,6 +495,13 @@ impl ArchivedData {
         }
         if self.xattrs.iter().any(bad_xattr) {
             return Err("an extended attribute points outside its tables");
+        }
+        let bad_implied = |i: &ArchivedImpliedRecord| {
+            i.node.to_native() as usize >= nodes
+                || !within(i.path.to_native(), i.path_len.to_native(), strings)
+        };
+        if self.implied.iter().any(bad_implied) {
+            return Err("an implied directory points outside its tables");
         }
         if self.chunks.iter().any(bad_chunk) || self.members.iter().any(bad_member) {
             return Err("a chunk or member points outside its tables");

@@ -12,7 +12,7 @@
 //! | [`reader`] | bytes of a file |
 //! | [`fs`] | POSIX semantics, no FUSE types |
 //! | [`fuse`] | /dev/fuse |
-//! | [`slots`] | which layer each directory shows |
+//! | [`slots`], [`view`] | what each directory shows |
 //! | [`resolve`] | opening a layer from disk or from its blob's tail |
 //! | [`manifest`] | sizes and TOC digests of an image's layers |
 //! | [`plane`] | all of it together |
@@ -31,7 +31,8 @@ pub mod slots;
 pub mod store;
 #[cfg(test)]
 mod testing;
+pub mod view;
 
 pub use fs::OpaqueXattr;
-pub use plane::{AttachRequest, Attached, LayerUsage, Plane, PlaneConfig};
+pub use plane::{AttachRequest, Attached, Below, LayerUsage, Plane, PlaneConfig};
 pub use resolve::AttachError;

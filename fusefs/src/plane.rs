@@ -31,6 +31,7 @@ use crate::{
     resolve::{AttachError, LayerSpec, Resolver},
     slots::Slots,
     store::BootId,
+    view::{Lower, View},
 };
 
 /// Layers of one image opened at once.
@@ -98,6 +99,17 @@ pub struct AttachRequest {
     pub neighbours: Vec<String>,
     /// Bytes to prefetch if the layer has no landmark, instead of the configured number.
     pub prefetch_bytes: Option<u64>,
+    /// What lies below it, the nearest first.
+    pub below: Vec<Below>,
+}
+
+/// A snapshot below a layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Below {
+    /// The slot it has if it is a lazy layer.
+    pub slot: u64,
+    /// Where it is unpacked if it is not.
+    pub dir: PathBuf,
 }
 
 /// The root directory of an attached layer.
@@ -196,7 +208,7 @@ impl Plane {
 
     /// The layer a slot shows.
     pub fn layer(&self, slot: u64) -> Option<Arc<Layer>> {
-        u32::try_from(slot).ok().and_then(|s| self.slots.get(s))
+        u32::try_from(slot).ok().and_then(|s| self.slots.get(s)).map(|view| view.layer().clone())
     }
 
     /// Shows a layer in a slot. A layer that is open or on disk needs no network; otherwise its blob's tail is read,
@@ -224,14 +236,14 @@ impl Plane {
                 self.open(&spec, deadline).await?
             }
         };
-        self.slots.insert(slot, &layer);
+        let attached = self.show(slot, &layer, request).await;
         drop(locked);
         self.root_changed();
         self.start_background(&layer, request.prefetch_bytes);
-        Ok(root_of(&layer))
+        Ok(attached)
     }
 
-    /// Shows a layer in a slot again after a restart, from its directory alone.
+    /// Shows a layer in a slot again after a restart, from its directory alone. Lower slots must come first.
     pub async fn restore(
         self: &Arc<Self>,
         slot: u64,
@@ -242,23 +254,23 @@ impl Plane {
         let lock = self.lock(spec.toc_digest);
         let locked = lock.lock().await;
         let layer = self.open_here(&spec).await.ok_or(AttachError::NotLocal(spec.toc_digest))?;
-        self.slots.insert(slot, &layer);
+        let attached = self.show(slot, &layer, request).await;
         drop(locked);
         self.start_background(&layer, request.prefetch_bytes);
-        Ok(root_of(&layer))
+        Ok(attached)
     }
 
     /// Empties a slot; the directory of a layer that no slot shows is deleted behind. Idempotent, never blocks on the
     /// mount.
     pub fn detach(self: &Arc<Self>, slot: u64) {
         let Some(slot) = u32::try_from(slot).ok() else { return };
-        let Some(layer) = self.slots.remove(slot) else { return };
+        let Some(view) = self.slots.remove(slot) else { return };
         if let Some(connection) = self.connection.lock().clone() {
             // Invalidation takes locks that readers may hold while they wait for us.
             tokio::task::spawn_blocking(move || connection.forget_slot(slot));
         }
-        let (plane, digest) = (self.clone(), layer.digest());
-        drop(layer);
+        let (plane, digest) = (self.clone(), view.layer().digest());
+        drop(view);
         tokio::spawn(async move { plane.forget(digest).await });
     }
 
@@ -393,6 +405,24 @@ impl Plane {
         Ok(layers.iter().find(|l| l.digest == request.blob_digest).map(|l| l.size))
     }
 
+    /// Puts the layer in the slot as its chain shows it. Under the layer's lock.
+    async fn show(&self, slot: u32, layer: &Arc<Layer>, request: &AttachRequest) -> Attached {
+        let below: Vec<Lower> = request
+            .below
+            .iter()
+            .map(|below| match u32::try_from(below.slot).ok().and_then(|s| self.slots.get(s)) {
+                Some(view) => Lower::View(view),
+                None => Lower::Dir(below.dir.clone()),
+            })
+            .collect();
+        let job = layer.clone();
+        let view = tokio::task::spawn_blocking(move || View::new(job, &below)).await;
+        let view = Arc::new(view.unwrap_or_else(|_| View::new(layer.clone(), &[])));
+        self.slots.insert(slot, &view);
+        let (uid, gid) = view.attr(0).map_or((0, 0), |a| (a.uid, a.gid));
+        Attached { uid, gid }
+    }
+
     fn root_changed(&self) {
         if let Some(connection) = self.connection.lock().clone() {
             tokio::task::spawn_blocking(move || connection.root_changed());
@@ -454,11 +484,6 @@ fn spec_of(request: &AttachRequest) -> LayerSpec {
         blob_size: None,
         toc_digest: request.toc_digest,
     }
-}
-
-fn root_of(layer: &Layer) -> Attached {
-    let (uid, gid) = layer.index().attr(0).map_or((0, 0), |a| (a.uid, a.gid));
-    Attached { uid, gid }
 }
 
 /// Opens a layer that will be attached soon. Failing is left to the attach, which tells why.

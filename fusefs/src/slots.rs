@@ -1,4 +1,4 @@
-//! Slots: which layer each directory of the mount shows.
+//! Slots: what each directory of the mount shows.
 //!
 //! A slot is named by the number of the snapshot that asked for it, and never reused, so that nothing the kernel
 //! remembers of a slot can ever come to mean another layer. Lookups are lock-free; changes copy the table.
@@ -7,29 +7,29 @@ use std::{collections::HashMap, sync::Arc};
 
 use arc_swap::ArcSwap;
 
-use crate::{index::Node, layer::Layer};
+use crate::{index::Node, layer::Layer, view::View};
 
 /// The table of slots.
 #[derive(Debug, Default)]
-pub struct Slots(ArcSwap<HashMap<u32, Arc<Layer>>>);
+pub struct Slots(ArcSwap<HashMap<u32, Arc<View>>>);
 
 impl Slots {
-    /// The layer in a slot.
-    pub fn get(&self, slot: u32) -> Option<Arc<Layer>> {
+    /// What a slot shows.
+    pub fn get(&self, slot: u32) -> Option<Arc<View>> {
         self.0.load().get(&slot).cloned()
     }
 
-    /// Puts a layer in a slot.
-    pub fn insert(&self, slot: u32, layer: &Arc<Layer>) {
+    /// Fills a slot.
+    pub fn insert(&self, slot: u32, view: &Arc<View>) {
         self.0.rcu(|old| {
             let mut new = HashMap::clone(old);
-            new.insert(slot, layer.clone());
+            new.insert(slot, view.clone());
             new
         });
     }
 
-    /// Empties a slot; the layer that was in it.
-    pub fn remove(&self, slot: u32) -> Option<Arc<Layer>> {
+    /// Empties a slot; what was in it.
+    pub fn remove(&self, slot: u32) -> Option<Arc<View>> {
         let old = self.0.rcu(|old| {
             let mut new = HashMap::clone(old);
             new.remove(&slot);
@@ -38,9 +38,9 @@ impl Slots {
         old.get(&slot).cloned()
     }
 
-    /// All slots in use, ascending, with their layers.
-    pub fn all(&self) -> Vec<(u32, Arc<Layer>)> {
-        let mut all: Vec<_> = self.0.load().iter().map(|(slot, layer)| (*slot, layer.clone())).collect();
+    /// All slots in use, ascending.
+    pub fn all(&self) -> Vec<(u32, Arc<View>)> {
+        let mut all: Vec<_> = self.0.load().iter().map(|(slot, view)| (*slot, view.clone())).collect();
         all.sort_by_key(|(slot, _)| *slot);
         all
     }
@@ -48,7 +48,7 @@ impl Slots {
     /// Whether any slot shows the layer.
     pub fn shows(&self, layer: &Layer) -> bool {
         let digest = layer.digest();
-        self.0.load().values().any(|l| l.digest() == digest)
+        self.0.load().values().any(|view| view.layer().digest() == digest)
     }
 }
 

@@ -40,6 +40,10 @@ pub struct LayerRequest {
     pub neighbours: Vec<String>,
     /// Bytes from the start of the blob worth fetching first, where the client told it.
     pub prefetch_bytes: Option<u64>,
+    /// Ids of the snapshots below, the parent's first: of a lazy one its slot. The record has them as ancestors, hence
+    /// not stored a second time.
+    #[serde(skip)]
+    pub below: Vec<u64>,
     /// All labels of the Prepare. Kept with the snapshot's labels, hence not stored a second time.
     #[serde(skip)]
     pub labels: BTreeMap<String, String>,

@@ -110,6 +110,8 @@ fn request(target: &str, labels: &BTreeMap<String, String>) -> Result<LayerReque
         neighbours: neighbours(layer_digest, get(labels, family.layers).unwrap_or_default()),
         // Only a hint, so a value that is no number is no reason to give the layer up.
         prefetch_bytes: get(labels, PREFETCH).and_then(|value| value.parse().ok()),
+        // Not in the labels: known once the snapshot has its record.
+        below: vec![],
         labels: labels.clone(),
     })
 }

@@ -94,6 +94,7 @@ mod tests {
             manifest_digest: None,
             neighbours: vec![],
             prefetch_bytes: None,
+            below: vec![],
             labels: Default::default(),
         }
     }

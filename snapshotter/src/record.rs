@@ -93,6 +93,7 @@ impl Record {
                 record.name = name.to_owned();
                 if let Some(request) = &mut record.remote {
                     request.labels = record.labels.clone();
+                    request.below = record.ancestors.clone();
                 }
                 Ok(record)
             }
@@ -168,6 +169,7 @@ pub(crate) mod tests {
             manifest_digest: None,
             neighbours: vec!["d".into()],
             prefetch_bytes: Some(9),
+            below: full.ancestors.clone(),
             labels: full.labels.clone(),
         });
         for record in [full, record("n", Kind::View, "")] {

@@ -1,3 +1,5 @@
+//! What is read, refused, named and rendered; and that the example and the reference page are what the structs say.
+
 use std::time::Duration;
 
 use super::convert::Fetch;

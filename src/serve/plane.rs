@@ -7,7 +7,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use fusefs::{AttachRequest, OpaqueXattr, Plane, PlaneConfig};
+use fusefs::{AttachRequest, Below, OpaqueXattr, Plane, PlaneConfig};
 use snapshotter::{AttachError, FileSystem, LayerRequest, LayerRoot, Reason, Usage, overlay};
 
 use crate::config::{Config, Fill, Prefetch};
@@ -30,36 +30,39 @@ pub fn settings(config: &Config, root: &Path, overlay: overlay::Options) -> Plan
 
 /// The port, as the snapshotter calls it.
 #[derive(Debug)]
-pub struct Port(Arc<Plane>);
+pub struct Port {
+    plane: Arc<Plane>,
+    snapshots: PathBuf,
+}
 
 impl Port {
-    /// Over a running data plane.
-    pub fn new(plane: Arc<Plane>) -> Port {
-        Port(plane)
+    /// Over a running data plane, for the snapshots under `root`.
+    pub fn new(plane: Arc<Plane>, root: &Path) -> Port {
+        Port { plane, snapshots: root.join("snapshots") }
     }
 }
 
 #[async_trait]
 impl FileSystem for Port {
     async fn attach(&self, slot: u64, layer: &LayerRequest) -> Result<LayerRoot, AttachError> {
-        let root = self.0.attach(slot, &request(layer)?).await;
+        let root = self.plane.attach(slot, &request(layer, &self.snapshots)?).await;
         let root = root.map_err(|e| AttachError::new(reason(e.reason()), e.to_string()))?;
         // Relative to snapshots/<id>/, so that the root directory can be moved.
         Ok(LayerRoot { path: PathBuf::from(format!("../../mnt/{slot}")), uid: root.uid, gid: root.gid })
     }
 
     async fn detach(&self, slot: u64) {
-        self.0.detach(slot);
+        self.plane.detach(slot);
     }
 
     async fn usage(&self, slot: u64) -> Usage {
-        let usage = self.0.usage(slot).unwrap_or_default();
+        let usage = self.plane.usage(slot).unwrap_or_default();
         Usage { size: usage.bytes, inodes: usage.inodes }
     }
 }
 
-/// What the data plane needs of a layer's labels.
-pub fn request(layer: &LayerRequest) -> Result<AttachRequest, AttachError> {
+/// What the data plane needs of a layer's labels; `snapshots` is the directory of all snapshots.
+pub fn request(layer: &LayerRequest, snapshots: &Path) -> Result<AttachRequest, AttachError> {
     let bad = |what: &str, error: String| AttachError::new(Reason::BadLabels, format!("{what}: {error}"));
     Ok(AttachRequest {
         reference: layer
@@ -71,6 +74,11 @@ pub fn request(layer: &LayerRequest) -> Result<AttachRequest, AttachError> {
         manifest_digest: layer.manifest_digest.clone(),
         neighbours: layer.neighbours.clone(),
         prefetch_bytes: layer.prefetch_bytes,
+        below: layer
+            .below
+            .iter()
+            .map(|&slot| Below { slot, dir: snapshots.join(slot.to_string()).join("fs") })
+            .collect(),
     })
 }
 

@@ -71,8 +71,13 @@ pub(super) fn read<'a>(
     json: &'a [u8],
     mut each: impl FnMut(Entry<'a>) -> Result<(), Error>,
 ) -> Result<(), Error> {
+    // Checked here as a whole, which is faster than text by text.
+    let json = str::from_utf8(json).map_err(|error| {
+        let (line, column) = place(&json[..error.valid_up_to()]);
+        Error::BadJson { line, column, why: "not UTF-8".to_owned() }
+    })?;
     let mut failed = None;
-    let mut json = serde_json::Deserializer::from_slice(json);
+    let mut json = serde_json::Deserializer::from_str(json);
     let document = Document { each: &mut each, failed: &mut failed };
     let result = document.deserialize(&mut json).and_then(|()| json.end());
     match (failed, result) {
@@ -85,6 +90,13 @@ pub(super) fn read<'a>(
             Err(Error::BadJson { line: error.line(), column: error.column(), why: shorten(why) })
         }
     }
+}
+
+/// Line and column of the byte behind `text`.
+fn place(text: &[u8]) -> (usize, usize) {
+    let line_start = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |newline| newline + 1);
+    let newlines = text.iter().filter(|&&byte| byte == b'\n').count();
+    (newlines + 1, text.len() - line_start + 1)
 }
 
 /// The top-level object. serde knows only its own errors: one of `each` is put aside in `failed`.
@@ -276,8 +288,8 @@ mod tests {
             let error = names(json).unwrap_err();
             assert!(matches!(error, Error::BadJson { .. }), "{error}: {}", shorten(json));
         }
-        let not_utf8 = b"{\"version\":1,\"entries\":[{\"name\":\"\xff\"}]}";
-        assert!(matches!(read(not_utf8, |_| Ok(())), Err(Error::BadJson { line: 1, .. })));
+        let not_utf8 = read(b"{\"version\":1,\n\"entries\":[{\"name\":\"\xff\"}]}", |_| Ok(()));
+        assert_eq!(not_utf8, Err(Error::BadJson { line: 2, column: 21, why: "not UTF-8".to_owned() }));
 
         let message = names("{\n\"version\": x}").unwrap_err().to_string();
         assert_eq!(message, "TOC JSON, line 2 column 12: expected value; rebuild the layer");

@@ -169,6 +169,7 @@ impl<'a, 'l> Tree<'a, 'l> {
             },
         };
         let mut inode = Inode {
+            implied: false,
             kind,
             // The mode of a tar header may hold the file type too, depending on who wrote it.
             mode: (unsigned(&entry, "mode", entry.mode)? & 0o7777) as u32,
@@ -399,6 +400,7 @@ impl<'a, 'l> Tree<'a, 'l> {
 /// A directory that no entry describes.
 const IMPLIED: Inode = Inode {
     kind: Kind::Directory,
+    implied: true,
     mode: 0o755,
     uid: 0,
     gid: 0,

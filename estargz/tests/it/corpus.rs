@@ -8,8 +8,8 @@ use support::layer::Xorshift;
 
 use crate::alloc;
 
-/// Mutations of each corpus file. All targets together take a few seconds without optimisation.
-const MUTATIONS: u64 = 300;
+/// Mutations of each corpus file; there are about a hundred files.
+const MUTATIONS: u64 = 100;
 
 #[test]
 fn corpora_and_their_mutations() {

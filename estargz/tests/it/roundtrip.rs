@@ -141,7 +141,7 @@ fn encoder() -> impl Strategy<Value = Encoder> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn random_layers(seed: u64, entries in 0_usize..50, encoder in encoder(), speculative in 0_u64..100_000) {

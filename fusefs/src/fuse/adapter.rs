@@ -24,9 +24,9 @@ use tokio::{runtime::Handle, time::Instant};
 use crate::{
     fs::{self, OpaqueXattr, STATE_DIR, STATE_FILE},
     index::{Attr, Node},
-    layer::Layer,
     reader,
     slots::{self, ROOT_INO, Slots},
+    view::View,
 };
 
 /// Layers never change. (The kernel takes any number of seconds; this is a century.)
@@ -115,18 +115,18 @@ impl Adapter {
         }
     }
 
-    fn node(&self, ino: INodeNo) -> Result<(u32, Arc<Layer>, Node), Errno> {
+    fn node(&self, ino: INodeNo) -> Result<(u32, Arc<View>, Node), Errno> {
         let (slot, node) = slots::split(ino.0);
-        let layer = self.slots.get(slot).ok_or(Errno::ESTALE)?;
-        Ok((slot, layer, node))
+        let view = self.slots.get(slot).ok_or(Errno::ESTALE)?;
+        Ok((slot, view, node))
     }
 
     fn attr_of(&self, ino: INodeNo) -> Result<(Duration, FileAttr), Errno> {
         if ino.0 == ROOT_INO {
             return Ok((FOREVER, root_attr()));
         }
-        let (slot, layer, node) = self.node(ino)?;
-        let attr = fs::attr(&layer, node).ok_or(Errno::ESTALE)?;
+        let (slot, view, node) = self.node(ino)?;
+        let attr = view.attr(node).ok_or(Errno::ESTALE)?;
         Ok((attr_ttl(node), file_attr(slot, node, &attr)))
     }
 
@@ -134,16 +134,16 @@ impl Adapter {
         if parent.0 == ROOT_INO {
             // Not found is not remembered here: slots come.
             let slot = slots::parse(name.as_bytes()).ok_or(Errno::ENOENT)?;
-            let layer = self.slots.get(slot).ok_or(Errno::ENOENT)?;
-            let attr = fs::attr(&layer, 0).ok_or(Errno::ESTALE)?;
+            let view = self.slots.get(slot).ok_or(Errno::ENOENT)?;
+            let attr = view.attr(0).ok_or(Errno::ESTALE)?;
             return Ok((FOREVER, file_attr(slot, 0, &attr)));
         }
-        let (slot, layer, dir) = self.node(parent)?;
-        let Some(node) = fs::lookup(&layer, dir, name.as_bytes()) else {
+        let (slot, view, dir) = self.node(parent)?;
+        let Some(node) = fs::lookup(view.layer(), dir, name.as_bytes()) else {
             // Inode 0 with a lifetime is a negative entry.
             return Ok((FOREVER, FileAttr { ino: INodeNo(0), ..root_attr() }));
         };
-        let attr = fs::attr(&layer, node).ok_or(Errno::ESTALE)?;
+        let attr = view.attr(node).ok_or(Errno::ESTALE)?;
         Ok((attr_ttl(node), file_attr(slot, node, &attr)))
     }
 
@@ -161,10 +161,9 @@ impl Adapter {
                     return Ok(());
                 }
             }
-            for (slot, layer) in
-                self.slots.all().into_iter().filter(|(slot, _)| u64::from(*slot) + 2 > offset)
+            for (slot, view) in self.slots.all().into_iter().filter(|(slot, _)| u64::from(*slot) + 2 > offset)
             {
-                let attr = || (FOREVER, fs::attr(&layer, 0).map_or(root_attr(), |a| file_attr(slot, 0, &a)));
+                let attr = || (FOREVER, view.attr(0).map_or(root_attr(), |a| file_attr(slot, 0, &a)));
                 // A slot's offset is its number, so that a listing goes on rightly while slots come and go.
                 if add(slots::ino(slot, 0), u64::from(slot) + 2, slot.to_string().as_bytes(), &attr) {
                     return Ok(());
@@ -172,11 +171,11 @@ impl Adapter {
             }
             return Ok(());
         }
-        let (slot, layer, dir) = self.node(ino)?;
-        let attr = |node: Node| {
-            (attr_ttl(node), fs::attr(&layer, node).map_or(root_attr(), |a| file_attr(slot, node, &a)))
-        };
-        let above = if dir == 0 { ROOT_INO } else { slots::ino(slot, fs::parent(&layer, dir)) };
+        let (slot, view, dir) = self.node(ino)?;
+        let layer = view.layer();
+        let attr =
+            |node: Node| (attr_ttl(node), view.attr(node).map_or(root_attr(), |a| file_attr(slot, node, &a)));
+        let above = if dir == 0 { ROOT_INO } else { slots::ino(slot, fs::parent(layer, dir)) };
         let dots = [(0, slots::ino(slot, dir), &b"."[..]), (1, above, b"..")];
         for (at, ino, name) in dots {
             if offset <= at && add(ino, at + 1, name, &|| attr(dir)) {
@@ -185,7 +184,7 @@ impl Adapter {
         }
         let skip = offset.saturating_sub(2);
         for (at, (name, node)) in
-            fs::entries(&layer, dir, usize::try_from(skip).unwrap_or(usize::MAX)).enumerate()
+            fs::entries(layer, dir, usize::try_from(skip).unwrap_or(usize::MAX)).enumerate()
         {
             if add(slots::ino(slot, node), skip + at as u64 + 3, &name, &|| attr(node)) {
                 break;
@@ -196,7 +195,7 @@ impl Adapter {
 
     fn read_file(&self, ino: INodeNo, offset: u64, len: u32, reply: ReplyData) {
         let (layer, node) = match self.node(ino) {
-            Ok((_, layer, node)) => (layer, node),
+            Ok((_, view, node)) => (view.layer().clone(), node),
             Err(errno) => return reply.error(errno),
         };
         let size = match fs::attr(&layer, node) {
@@ -276,7 +275,7 @@ impl Filesystem for Adapter {
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
         self.answer(Op::Readlink, || match self.node(ino) {
-            Ok((_, layer, node)) => match layer.index().link_target(node) {
+            Ok((_, view, node)) => match view.layer().index().link_target(node) {
                 Some(target) => reply.data(target),
                 None => reply.error(Errno::EINVAL),
             },
@@ -341,7 +340,7 @@ impl Filesystem for Adapter {
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         self.answer(Op::Getxattr, || match self.node(ino) {
-            Ok((_, layer, node)) => match fs::xattr(&layer, node, name.as_bytes(), self.opaque) {
+            Ok((_, view, node)) => match fs::xattr(view.layer(), node, name.as_bytes(), self.opaque) {
                 Some(value) => sized(reply, value, size),
                 None => reply.error(Errno::ENODATA),
             },
@@ -352,7 +351,7 @@ impl Filesystem for Adapter {
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         self.answer(Op::Listxattr, || match self.node(ino) {
-            Ok((_, layer, node)) => sized(reply, &fs::xattr_names(&layer, node, self.opaque), size),
+            Ok((_, view, node)) => sized(reply, &fs::xattr_names(view.layer(), node, self.opaque), size),
             Err(_) if ino.0 == ROOT_INO => sized(reply, b"", size),
             Err(errno) => reply.error(errno),
         });

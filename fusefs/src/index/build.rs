@@ -1,10 +1,12 @@
 //! Turns a verified TOC into the tables of an index, whiteouts included.
 
+use std::collections::HashMap;
+
 use estargz::{Kind, Timestamp, Toc};
 
 use super::{
-    ChunkRecord, Data, EntryRecord, IndexError, MemberRecord, NodeRecord, XattrRecord, kind_code,
-    prefetch_end,
+    ChunkRecord, Data, EntryRecord, ImpliedRecord, IndexError, MemberRecord, NodeRecord, XattrRecord,
+    kind_code, prefetch_end,
 };
 
 const WHITEOUT: &[u8] = b".wh.";
@@ -145,6 +147,11 @@ pub(super) fn build(toc: &Toc, toc_digest: [u8; 32]) -> Result<Data, IndexError>
         })
         .collect::<Result<Vec<_>, IndexError>>()?;
     let (members, member_chunks) = members(toc)?;
+    let mut implied = Vec::new();
+    for (node, path) in implied_directories(toc) {
+        let (path, path_len) = strings.push(&path)?;
+        implied.push(ImpliedRecord { node, path, path_len });
+    }
     Ok(Data {
         toc_digest,
         toc_offset: toc.toc_offset(),
@@ -155,6 +162,7 @@ pub(super) fn build(toc: &Toc, toc_digest: [u8; 32]) -> Result<Data, IndexError>
         members,
         member_chunks,
         xattrs,
+        implied,
         strings: strings.0,
     })
 }
@@ -178,6 +186,30 @@ fn whiteout(uid: u32, gid: u32) -> NodeRecord {
         first_xattr: 0,
         xattrs: 0,
     }
+}
+
+/// Directories that no entry describes, with their paths. Inodes are numbered depth first, so that a directory's path is
+/// known before its children are met.
+fn implied_directories(toc: &Toc) -> Vec<(u32, Vec<u8>)> {
+    let mut found = Vec::new();
+    if !toc.inodes().iter().any(|i| i.implied) {
+        return found;
+    }
+    let mut paths: HashMap<u32, Vec<u8>> = HashMap::from([(0, Vec::new())]);
+    for (dir, inode) in (0..).zip(toc.inodes()) {
+        // Removed once it has been used: only directories on the way down are kept.
+        let Some(path) = paths.remove(&dir) else { continue };
+        for (name, child) in &inode.children {
+            if toc.inodes()[*child as usize].kind == Kind::Directory {
+                let slash: &[u8] = if path.is_empty() { b"" } else { b"/" };
+                paths.insert(*child, [path.as_slice(), slash, name].concat());
+            }
+        }
+        if inode.implied {
+            found.push((dir, path));
+        }
+    }
+    found
 }
 
 /// Groups chunks by the member that holds them.

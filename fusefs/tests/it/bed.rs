@@ -114,6 +114,7 @@ impl Bed {
             manifest_digest: Some(image.manifest.clone()),
             neighbours: image.layers[n..].to_vec(),
             prefetch_bytes: None,
+            below: Vec::new(),
         }
     }
 

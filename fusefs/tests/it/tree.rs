@@ -1,7 +1,11 @@
 //! A mounted layer looks like the unpacked one.
 
-use std::{fs, io, os::unix::fs::FileExt as _, os::unix::fs::MetadataExt as _};
+use std::{
+    fs, io,
+    os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _},
+};
 
+use fusefs::Below;
 use support::{
     estargz::{Encoder, Landmark},
     guard,
@@ -87,6 +91,44 @@ fn a_layer_cannot_instruct_overlayfs() {
     let found = tree(root);
     assert_eq!(found[1].xattrs.keys().map(Vec::as_slice).collect::<Vec<_>>(), [b"user.kept"]);
     assert_eq!(found[2].mtime, (0, 0));
+}
+
+#[test]
+fn a_directory_the_tar_does_not_describe_looks_like_the_one_it_covers() {
+    let Some(bed) = Bed::new() else { return };
+    let lower =
+        Layer::new().dir("tmp").mode(0o1777).dir("srv/data").mode(0o750).owner(7, 8).file("was", &b"f"[..]);
+    let upper = Layer::new()
+        .file("tmp/x", &b"x"[..])
+        .file("srv/data/y", &b"y"[..])
+        .file("was/z", &b"z"[..])
+        .file("new/n", &b"n"[..]);
+    let (lower, upper) = (Encoder::new().encode(&lower), Encoder::new().encode(&upper));
+    let builts = [&lower, &upper];
+    let image = bed.push(&builts);
+    bed.attach(1, &bed.request(&image, &builts, 0)).unwrap();
+    let unpacked = bed.dir.path().join("unpacked");
+    fs::create_dir_all(unpacked.join("tmp")).unwrap();
+    fs::set_permissions(unpacked.join("tmp"), fs::Permissions::from_mode(0o2700)).unwrap();
+    let over = |slots: &[u64]| {
+        let mut request = bed.request(&image, &builts, 1);
+        request.below = slots.iter().map(|&slot| Below { slot, dir: unpacked.clone() }).collect();
+        request
+    };
+    // Over the lazy layer, over an unpacked one above it, and over nothing.
+    for (slot, below, tmp, data) in [
+        (2, &[1][..], (0o1777, 0, 0), (0o750, 7, 8)),
+        (3, &[99, 1], (0o2700, 0, 0), (0o750, 7, 8)),
+        (4, &[], (0o755, 0, 0), (0o755, 0, 0)),
+    ] {
+        bed.attach(slot, &over(below)).unwrap();
+        let found = tree(bed.slot(slot));
+        let of = |path: &str| {
+            found.iter().find(|e| e.path == path.as_bytes()).map(|e| (e.mode, e.uid, e.gid)).unwrap()
+        };
+        assert_eq!((of("tmp"), of("srv/data")), (tmp, data), "slot {slot}");
+        assert_eq!((of("was"), of("new")), ((0o755, 0, 0), (0o755, 0, 0)), "slot {slot}");
+    }
 }
 
 #[test]

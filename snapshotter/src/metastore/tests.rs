@@ -1,3 +1,5 @@
+//! The metastore over real files: transactions, ids, damage, reopening.
+
 use std::{
     collections::BTreeMap,
     io,

@@ -98,10 +98,11 @@ impl<F: FileSystem> Inner<F> {
         self: &Arc<Self>,
         active: Creation,
         name: String,
-        request: LayerRequest,
+        mut request: LayerRequest,
         deadline: Instant,
     ) -> Result<Prepared> {
         let record = self.create(active).await?;
+        request.below.clone_from(&record.ancestors);
         match self.attach(record.id, &request, deadline).await {
             Ok(root) => self.commit_lazy(record, name, request, root).await,
             Err(error) => {

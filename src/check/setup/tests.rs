@@ -1,3 +1,5 @@
+//! Configurations of every version and each known trap, as tables.
+
 use super::super::Verdict::{self, Fail, Ok as Fine, Warn};
 use super::super::usable;
 use super::*;

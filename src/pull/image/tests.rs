@@ -1,3 +1,5 @@
+//! What manifests, configs and chain ids come to, against documents as registries serve them.
+
 use std::collections::HashMap;
 
 use serde_json::{Value, json};

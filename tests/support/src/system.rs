@@ -61,12 +61,10 @@ fn said(output: &Output) -> String {
     format!("{}: {} {}", output.status, text(&output.stdout), text(&output.stderr))
 }
 
-/// Ends a daemon the way an operator would, and by force when that takes too long.
-fn end(mut daemon: ProcessGuard) {
+/// Ends a daemon the way an operator would, and by force when that takes too long, which is the answer false.
+fn end(mut daemon: ProcessGuard) -> bool {
     // An error says that it has ended already; the guard's drop covers the rest.
-    if daemon.signal(Signal::TERM).is_ok() {
-        let _ = daemon.wait_exit(PATIENCE);
-    }
+    daemon.signal(Signal::TERM).is_err() || matches!(daemon.wait_exit(PATIENCE), Ok(Some(_)))
 }
 
 /// Detaches every mount below `dir`, the innermost first.

@@ -1,5 +1,7 @@
 //! A private containerd with Lazurite as a proxy plugin, driven through `ctr`.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -9,6 +11,17 @@ use crate::guard::{self, ProcessGuard};
 
 /// Numbers containers and namespaces of this process.
 static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// Takes a container's streams from the shim, which passes them as 3 and 4 and waits for 5 to be closed (containerd,
+/// runtime/v2/logging). It reads to the end also when the shim, at the end, tells it to go. Without it the last lines
+/// get lost on a busy machine: `ctr` ends before it has read them, and so does the shim that writes to one file.
+const LOGGER: &str = "#!/bin/sh
+trap '' TERM
+cat <&3 >\"$1.out\" 5>&- &
+cat <&4 >\"$1.err\" 5>&- &
+exec 5>&-
+wait
+";
 
 /// Whether containerd also serves Kubernetes' interface (CRI) on its socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +50,9 @@ impl Containerd {
         std::fs::create_dir_all(dir.join("cni")).expect("containerd's directory");
         std::fs::write(dir.join("config.toml"), config(dir, lazurite, cri))
             .expect("containerd's configuration");
+        let logger = dir.join("logger");
+        std::fs::write(&logger, LOGGER).expect("the logger");
+        std::fs::set_permissions(&logger, Permissions::from_mode(0o755)).expect("the logger's mode");
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let namespace = format!("lazurite-test-{}-{number}", std::process::id());
         let mut containerd = Containerd { dir: dir.to_owned(), namespace, process: None };
@@ -131,15 +147,27 @@ impl Containerd {
         self.ctr_ok(&["content", "ls", "-q"]).lines().map(str::to_owned).collect()
     }
 
-    /// Runs a command in a new container to its end; its output and exit status are the container's.
+    /// Runs a command in a new container to its end; its output and exit status are the container's. If it could not
+    /// be started, standard error has what `ctr` said.
     ///
     /// # Panics
     /// If `ctr` cannot be started.
     pub fn run(&self, snapshotter: &str, image: &str, command: &[&str]) -> Output {
         let id = self.next_id();
-        let mut args = vec!["run", "--rm", "--snapshotter", snapshotter, image, &id];
-        args.extend(command);
-        self.ctr(&args)
+        self.logged(&id, &["run", "--rm", "--snapshotter", snapshotter], &[image, &id], command)
+    }
+
+    /// Runs `ctr OPTIONS OPERANDS COMMAND` with the output going to files, by way of [`LOGGER`].
+    fn logged(&self, name: &str, options: &[&str], operands: &[&str], command: &[&str]) -> Output {
+        let files = self.dir.join(name);
+        let uri = format!("binary://{}?{}", self.dir.join("logger").display(), files.display());
+        let mut output = self.ctr(&[options, &["--log-uri", &uri], operands, command].concat());
+        let read = |extension| std::fs::read(files.with_extension(extension));
+        // No files: the container did not start.
+        if let (Ok(stdout), Ok(stderr)) = (read("out"), read("err")) {
+            (output.stdout, output.stderr) = (stdout, [stderr, output.stderr].concat());
+        }
+        output
     }
 
     /// Starts a container that goes on; it is killed on drop.
@@ -170,8 +198,10 @@ impl Containerd {
             target,
             view: self.next_id(),
         };
-        mount.snapshots(&["view", &mount.view, &self.top_snapshot(snapshotter)]);
-        let commands = mount.snapshots(&["mounts", &mount.target, &mount.view]);
+        // One command: nothing refers to the view, so containerd's collection may take it at any time. What it names
+        // belongs to the image and stays.
+        let commands =
+            mount.snapshots(&["view", "-t", &mount.target, &mount.view, &self.top_snapshot(snapshotter)]);
         let output = patiently("sh").args(["-ec", &commands]).output().expect("sh");
         assert!(output.status.success(), "{commands}: {}", said(&output));
         mount
@@ -230,15 +260,13 @@ pub struct Task<'a> {
 }
 
 impl Task<'_> {
-    /// Runs one more process in the container to its end.
+    /// Runs one more process in the container to its end; the output is as of [`Containerd::run`].
     ///
     /// # Panics
     /// If `ctr` cannot be started.
     pub fn exec(&self, command: &[&str]) -> Output {
         let exec = self.containerd.next_id();
-        let mut args = vec!["tasks", "exec", "--exec-id", &exec, &self.id];
-        args.extend(command);
-        self.containerd.ctr(&args)
+        self.containerd.logged(&exec, &["tasks", "exec", "--exec-id", &exec], &[&self.id], command)
     }
 
     /// Its name in containerd.

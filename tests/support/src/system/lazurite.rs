@@ -57,9 +57,13 @@ impl Lazurite {
     }
 
     /// Ends it as a service manager does, with SIGTERM.
+    ///
+    /// # Panics
+    /// If it does not end; its log is printed.
+    #[track_caller]
     pub fn stop(&mut self) {
         if let Some(process) = self.process.take() {
-            end(process);
+            assert!(end(process), "lazurite serve does not end on SIGTERM: {}", self.log());
         }
     }
 
@@ -96,7 +100,8 @@ impl Lazurite {
     /// [`Lazurite::stop`] and [`Lazurite::resume`].
     ///
     /// # Panics
-    /// As [`Lazurite::start`].
+    /// As [`Lazurite::stop`] and [`Lazurite::start`].
+    #[track_caller]
     pub fn restart(&mut self) {
         self.stop();
         self.resume();
@@ -117,7 +122,8 @@ impl Lazurite {
 
 impl Drop for Lazurite {
     fn drop(&mut self) {
-        self.stop();
+        // No panic here: the test may be in one.
+        self.process.take().map(end);
         // A stop leaves a busy mount alone; here nobody needs it any more.
         unmount_below(&self.dir);
     }
