@@ -398,6 +398,19 @@ fn a_stop_does_not_wait_for_a_registry_that_hangs() {
 }
 
 #[test]
+fn a_stop_does_not_wait_for_containers() {
+    let Some(mut stand) = Stand::new("") else { return };
+    let registry = ScriptedRegistry::start();
+    let reference = push(&registry, &[LayerBlob::lazy(&Encoder::new().encode(&base()))]);
+    stand.pull(&reference);
+    let task = stand.containerd.start_task(SNAPSHOTTER, &reference, &["/bin/sh", "-c", "busybox sleep 600"]);
+    // Panics if it does not end.
+    stand.lazurite.stop();
+    stand.lazurite.resume();
+    drop(task);
+}
+
+#[test]
 fn one_root_has_one_daemon() {
     let Some(stand) = Stand::new("") else { return };
     let second = Command::new("timeout")

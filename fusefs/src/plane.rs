@@ -307,7 +307,7 @@ impl Plane {
         }
         let connection = self.connection.lock().take().and_then(|c| Arc::try_unwrap(c).ok());
         if !connection.is_some_and(Connection::close_if_idle) {
-            tracing::info!(mount = %self.mountpoint().display(), "the mount is in use and stays");
+            tracing::info!(mount = %self.mountpoint().display(), "the lazy layers are in use");
         }
     }
 

@@ -6,10 +6,12 @@ use std::{
     os::fd::{AsRawFd as _, OwnedFd},
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
-    thread::JoinHandle,
+    sync::mpsc::{self, Receiver},
+    time::Duration,
 };
 
 use fuser::{Config, INodeNo, Notifier, Session, SessionACL};
+use parking_lot::Mutex;
 use rustix::{
     fs::{Mode, OFlags},
     mount::{MountFlags, UnmountFlags},
@@ -21,12 +23,16 @@ use crate::slots::ROOT_INO;
 /// The kernel's own limit on one request is 256 pages.
 const READ_AHEAD_KIB: u32 = 1024;
 
+/// How long the threads of a session take to end after the last use of its file system, and far more.
+const SESSION_END: Duration = Duration::from_millis(500);
+
 /// A mounted, served connection. Dropping it detaches the mount.
 #[derive(Debug)]
 pub struct Connection {
     mountpoint: PathBuf,
     notifier: Notifier,
-    session: Option<JoinHandle<()>>,
+    /// Hears when the session's threads have ended.
+    ended: Option<Mutex<Receiver<()>>>,
 }
 
 impl Connection {
@@ -48,15 +54,20 @@ impl Connection {
         })?;
         let notifier = session.notifier();
         let path = mountpoint.to_owned();
-        let run = move || match session.run() {
-            Ok(()) => tracing::debug!(mount = %path.display(), "the file system is unmounted"),
-            Err(error) => tracing::error!(mount = %path.display(), %error, "the FUSE session failed"),
+        let (end, ended) = mpsc::channel();
+        let run = move || {
+            match session.run() {
+                Ok(()) => tracing::debug!(mount = %path.display(), "the file system is unmounted"),
+                Err(error) => tracing::error!(mount = %path.display(), %error, "the FUSE session failed"),
+            }
+            // Nobody listens if the connection was dropped.
+            let _ = end.send(());
         };
-        let session = std::thread::Builder::new().name("fuse-session".into()).spawn(run)?;
+        std::thread::Builder::new().name("fuse-session".into()).spawn(run)?;
         if let Err(error) = raise_read_ahead(mountpoint) {
             tracing::warn!(mount = %mountpoint.display(), %error, "read-ahead stays at the kernel's default");
         }
-        Ok(Connection { mountpoint: mountpoint.to_owned(), notifier, session: Some(session) })
+        Ok(Connection { mountpoint: mountpoint.to_owned(), notifier, ended: Some(Mutex::new(ended)) })
     }
 
     /// Tells the kernel that a slot's directory is gone from the root, and that the root's listing changed. May block
@@ -72,24 +83,19 @@ impl Connection {
         let _ = self.notifier.inval_inode(INodeNo(ROOT_INO), 0, 0);
     }
 
-    /// Unmounts if nothing uses the mount. `false`: something does, and it stays.
+    /// Unmounts if nothing uses the mount by its path. `false`: something uses the file system, and goes on with what
+    /// the page cache holds when the process ends. An overlay has mounts of its own of the lower directories it took,
+    /// so unmounting may succeed and yet end nothing: the session is waited for only as long as its end takes.
     pub fn close_if_idle(mut self) -> bool {
-        let idle = rustix::mount::unmount(&self.mountpoint, UnmountFlags::NOFOLLOW).is_ok();
-        if idle {
-            if let Some(session) = self.session.take() {
-                let _ = session.join();
-            }
-        } else {
-            // The threads end with the process; whoever uses the mount keeps what the page cache has.
-            self.session.take();
-        }
-        idle
+        let unmounted = rustix::mount::unmount(&self.mountpoint, UnmountFlags::NOFOLLOW).is_ok();
+        let ended = self.ended.take();
+        unmounted && ended.is_some_and(|ended| ended.into_inner().recv_timeout(SESSION_END).is_ok())
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        if self.session.take().is_some() {
+        if self.ended.take().is_some() {
             detach(&self.mountpoint);
         }
     }
