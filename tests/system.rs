@@ -8,11 +8,13 @@
 use std::{
     collections::BTreeSet,
     fs,
+    os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
     process::{Command, Output},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use support::{
     estargz::{Built, Encoder},
@@ -408,6 +410,41 @@ fn a_stop_does_not_wait_for_containers() {
     stand.lazurite.stop();
     stand.lazurite.resume();
     drop(task);
+}
+
+#[test]
+fn a_service_manager_hears_when_the_daemon_is_ready_and_when_it_stops() {
+    if !system::available() {
+        return;
+    }
+    let dir = guard::temp_dir();
+    let (notify, log) = (dir.path().join("notify.sock"), dir.path().join("daemon.log"));
+    let manager = UnixDatagram::bind(&notify).unwrap();
+    manager.set_read_timeout(Some(LIMIT)).unwrap();
+    let mut command = Command::new(BINARY);
+    command.args(["serve", "--log-format", "json", "--root"]).arg(dir.path().join("root"));
+    command.arg("--address").arg(dir.path().join("l.sock")).env("NOTIFY_SOCKET", &notify);
+    let _mount = guard::MountGuard::new(dir.path().join("root/mnt"));
+    let mut daemon = guard::ProcessGuard::spawn(&mut command, &log).unwrap();
+    let hear = || {
+        let mut said = [0; 64];
+        let len = manager.recv(&mut said).unwrap();
+        String::from_utf8_lossy(&said[..len]).trim().to_owned()
+    };
+    assert_eq!(hear(), "READY=1");
+    let device = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let device =
+        device.lines().find(|l| l.contains(&format!("{}/mnt", dir.path().join("root").display()))).unwrap();
+    let device = device.split(' ').nth(2).unwrap();
+    let read_ahead = fs::read_to_string(format!("/sys/class/bdi/{device}/read_ahead_kb")).unwrap();
+    assert!(read_ahead.trim().parse::<u32>().unwrap() >= 1024, "{read_ahead}");
+    daemon.signal(Signal::TERM).unwrap();
+    assert_eq!(hear(), "STOPPING=1");
+    assert!(daemon.wait_exit(LIMIT).unwrap().unwrap().success());
+    for line in fs::read_to_string(&log).unwrap().lines() {
+        let event: Value = serde_json::from_str(line).unwrap();
+        assert!(event["level"].is_string() && event["timestamp"].is_string(), "{line}");
+    }
 }
 
 #[test]
