@@ -99,11 +99,11 @@ pub struct FetchConfig {
     pub shape: Shape,
     /// Bytes of one request in the background.
     pub background_request: u64,
-    /// Requests under way at once for readers.
+    /// Requests under way at once for the readers of one layer.
     pub on_demand: usize,
     /// Requests under way at once for prefetch and fill together.
     pub background: usize,
-    /// Compressed bytes under way or waiting to be decoded, half of them for readers.
+    /// Compressed bytes under way or waiting to be decoded: in the background altogether, for readers by layer.
     pub in_flight_bytes: u64,
     /// How long one background request may take.
     pub background_deadline: std::time::Duration,
@@ -144,8 +144,8 @@ pub struct FetchCounters {
 pub struct Engine {
     scheduler: Scheduler,
     cpu: Arc<Semaphore>,
-    /// KiB of memory for readers' and for background requests.
-    memory: [Semaphore; 2],
+    /// KiB of memory for background requests.
+    memory: Semaphore,
     config: FetchConfig,
     limits: estargz::Limits,
     counters: FetchCounters,
@@ -156,20 +156,13 @@ impl Engine {
     pub fn new(config: FetchConfig, limits: estargz::Limits) -> Engine {
         let cores = std::thread::available_parallelism().map_or(2, |n| n.get());
         Engine {
-            scheduler: Scheduler::new(config.on_demand, config.background),
+            scheduler: Scheduler::new(config.background),
             cpu: Arc::new(Semaphore::new(cores)),
-            memory: [(); 2].map(|()| Semaphore::new(half_in_kib(&config) as usize)),
+            memory: Semaphore::new(in_flight_kib(&config) as usize),
             config,
             limits,
             counters: FetchCounters::default(),
         }
-    }
-
-    /// Waits until a request of `bytes` fits into the memory of its kind. One that never fits goes alone.
-    async fn reserve(&self, class: Class, bytes: u64) -> SemaphorePermit<'_> {
-        let kib = bytes.div_ceil(1024).min(u64::from(half_in_kib(&self.config))) as u32;
-        let memory = &self.memory[usize::from(class != Class::OnDemand)];
-        memory.acquire_many(kib).await.expect("the semaphore is never closed")
     }
 
     /// Its settings.
@@ -188,18 +181,41 @@ impl Engine {
     }
 }
 
-fn half_in_kib(config: &FetchConfig) -> u32 {
+fn in_flight_kib(config: &FetchConfig) -> u32 {
     // The upper bound is the semaphore's own.
-    (config.in_flight_bytes / 2048).clamp(1, u64::from(u32::MAX >> 3)) as u32
+    (config.in_flight_bytes / 1024).clamp(1, u64::from(u32::MAX >> 3)) as u32
+}
+
+/// Waits until a request of `bytes` fits into a memory. One that never fits goes alone.
+async fn reserve<'a>(memory: &'a Semaphore, config: &FetchConfig, bytes: u64) -> SemaphorePermit<'a> {
+    let kib = bytes.div_ceil(1024).min(u64::from(in_flight_kib(config))) as u32;
+    memory.acquire_many(kib).await.expect("the semaphore is never closed")
 }
 
 /// Verified chunks that could not be stored (disk full): served once from memory, then forgotten.
 pub type Unstored = HashMap<u32, Bytes>;
 type Outcome = Result<Arc<Unstored>, Arc<FetchError>>;
 
-/// The members of one layer under way.
-#[derive(Debug, Default)]
-pub struct Flights(Mutex<HashMap<u32, watch::Receiver<Option<Outcome>>>>);
+/// The members of one layer under way, and the bounds on what its readers ask for. The bounds are the layer's own:
+/// readers of a layer whose registry hangs must not use up what others need.
+#[derive(Debug)]
+pub struct Flights {
+    table: Mutex<HashMap<u32, watch::Receiver<Option<Outcome>>>>,
+    requests: Semaphore,
+    /// In KiB.
+    memory: Semaphore,
+}
+
+impl Flights {
+    /// For a layer of an engine.
+    pub fn new(engine: &Engine) -> Flights {
+        Flights {
+            table: Mutex::default(),
+            requests: Semaphore::new(engine.config.on_demand.max(1)),
+            memory: Semaphore::new(in_flight_kib(&engine.config) as usize),
+        }
+    }
+}
 
 /// The duty to end one member's flight.
 #[derive(Debug)]
@@ -212,14 +228,14 @@ struct Flight {
 impl Flight {
     /// Ends it: first nobody joins any more, then those who have hear of it.
     fn end(self, outcome: Outcome) {
-        self.layer.flights().0.lock().remove(&self.member);
+        self.layer.flights().table.lock().remove(&self.member);
         self.outcome.send_replace(Some(outcome));
     }
 }
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        self.layer.flights().0.lock().remove(&self.member);
+        self.layer.flights().table.lock().remove(&self.member);
         self.outcome.send_if_modified(|outcome| {
             let dropped = outcome.is_none();
             outcome.get_or_insert_with(|| Err(Arc::new(FetchError::Aborted)));
@@ -279,7 +295,7 @@ struct Claim {
 }
 
 fn claim(layer: &Arc<Layer>, members: &[u32], shape: Shape) -> Claim {
-    let mut flights = layer.flights().0.lock();
+    let mut flights = layer.flights().table.lock();
     let view = View { layer, flights: &flights };
     let others = members.iter().filter_map(|m| view.flights.get(m).cloned()).collect();
     let wanted: Vec<u32> = members.iter().copied().filter(|&m| view.is_free(m)).collect();
@@ -316,9 +332,13 @@ pub async fn on_demand(
         // A task of its own: the download serves others too, and goes on when this reader is killed.
         tokio::spawn(async move {
             let engine = layer.engine().clone();
-            let _admission = engine.scheduler.admit(Class::OnDemand).await;
+            let _admission = engine.scheduler.admit_reader();
+            let mine = layer.flights();
+            let _request = mine.requests.acquire().await.expect("the semaphore is never closed");
+            let _memory =
+                reserve(&mine.memory, &engine.config, request.bytes.end - request.bytes.start).await;
             engine.counters.on_demand_requests.fetch_add(1, Ordering::Relaxed);
-            run(&layer, request.bytes, flights, Class::OnDemand, deadline).await;
+            run(&layer, request.bytes, flights, deadline).await;
         });
     }
     let mut unstored = Unstored::new();
@@ -348,12 +368,14 @@ pub enum Step {
 /// Fetches one request's worth of missing members in `from..until`, in blob order, as soon as its class may.
 pub async fn background(layer: &Arc<Layer>, from: u32, until: u32, class: Class) -> Step {
     let engine = layer.engine().clone();
-    let admission: Admission<'_> = engine.scheduler.admit(class).await;
+    let admission: Admission<'_> = engine.scheduler.admit_background(class).await;
     let size = engine.config.background_request;
     let shape = Shape { gap: engine.config.shape.gap, max_request: size, ahead: 0 };
+    // Before anything is claimed: what is claimed must be under way, or a reader who joins waits for nothing.
+    let _memory = reserve(&engine.memory, &engine.config, size).await;
     let mut batch: Vec<u32> = Vec::new();
     {
-        let flights = layer.flights().0.lock();
+        let flights = layer.flights().table.lock();
         let view = View { layer, flights: &flights };
         for member in (from..until).filter(|&m| view.is_free(m)) {
             let start = batch.first().map_or(view.bytes(member).start, |&first| view.bytes(first).start);
@@ -370,7 +392,7 @@ pub async fn background(layer: &Arc<Layer>, from: u32, until: u32, class: Class)
     for (request, flights) in claim(layer, &batch, shape).requests {
         engine.counters.background_requests.fetch_add(1, Ordering::Relaxed);
         let waits: Vec<_> = flights.iter().map(|f| f.outcome.subscribe()).collect();
-        run(layer, request.bytes, flights, class, deadline).await;
+        run(layer, request.bytes, flights, deadline).await;
         for wait in waits {
             match wait.borrow().as_ref() {
                 Some(Ok(unstored)) if !unstored.is_empty() => return Step::NoSpace,
@@ -419,15 +441,7 @@ async fn recheck(layer: &Arc<Layer>, members: &[u32]) {
 }
 
 /// Fetches a range, decodes and stores the members in it, and ends their flights.
-async fn run(
-    layer: &Arc<Layer>,
-    bytes: Range<u64>,
-    mut flights: Vec<Flight>,
-    class: Class,
-    deadline: Instant,
-) {
-    let engine = layer.engine().clone();
-    let _memory = engine.reserve(class, bytes.end - bytes.start).await;
+async fn run(layer: &Arc<Layer>, bytes: Range<u64>, mut flights: Vec<Flight>, deadline: Instant) {
     let mut avoid = None;
     let mut range = bytes;
     for attempt in 1..=VERIFY_ATTEMPTS {

@@ -51,7 +51,7 @@ impl Layer {
             index,
             store,
             sources,
-            flights: Flights::default(),
+            flights: Flights::new(&engine),
             engine,
             blob_digest,
             blob_size,

@@ -1,10 +1,17 @@
 //! Who may talk to the registry now: a read somebody waits for, then prefetch, then fill.
 //!
-//! A background request waits until no request of a higher class is under way, and once admitted runs to its end:
-//! its ranges are short enough that nobody waits long behind one. On-demand requests never wait for a background
-//! one, only for each other, and only beyond a number that no node reaches in ordinary life.
+//! A background request waits while requests of a higher class are under way, and once admitted runs to its end: its
+//! ranges are short enough that nobody waits long behind one. It waits for a bounded time only, so that a reader whose
+//! registry hangs does not hold up the filling of layers from other registries. On-demand requests are never held up
+//! here; how many a layer may have is its own affair ([`crate::fetch::Flights`]), for the same reason.
+
+use std::time::Duration;
 
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
+
+/// How long a background request gives way. Readers' requests last some round trips; what takes longer than this is
+/// slow for a reason that waiting does not mend.
+const GIVE_WAY: Duration = Duration::from_secs(1);
 
 /// Why a range is fetched; lower passes higher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,7 +30,6 @@ type Active = [usize; 3];
 /// Admits requests in the order of their classes.
 #[derive(Debug)]
 pub struct Scheduler {
-    on_demand: Semaphore,
     background: Semaphore,
     active: watch::Sender<Active>,
 }
@@ -33,99 +39,74 @@ pub struct Scheduler {
 pub struct Admission<'a> {
     scheduler: &'a Scheduler,
     class: Class,
-    _permit: SemaphorePermit<'a>,
+    _permit: Option<SemaphorePermit<'a>>,
 }
 
 impl Scheduler {
-    /// With limits on the requests under way at once for readers, and for prefetch and fill together.
-    pub fn new(on_demand: usize, background: usize) -> Scheduler {
-        Scheduler {
-            on_demand: Semaphore::new(on_demand.max(1)),
-            background: Semaphore::new(background.max(1)),
-            active: watch::Sender::new([0; 3]),
-        }
+    /// With a limit on the requests under way at once for prefetch and fill together.
+    pub fn new(background: usize) -> Scheduler {
+        Scheduler { background: Semaphore::new(background.max(1)), active: watch::Sender::new([0; 3]) }
     }
 
-    /// Waits for its turn.
-    pub async fn admit(&self, class: Class) -> Admission<'_> {
-        // A reader counts from the moment it asks, so that nothing in the background starts before it.
-        let waiting = (class == Class::OnDemand).then(|| self.enter(class));
-        let semaphore = if class == Class::OnDemand { &self.on_demand } else { &self.background };
-        loop {
-            let permit = semaphore.acquire().await.expect("the semaphore is never closed");
-            let clear = |active: &Active| active[..class as usize].iter().all(|&n| n == 0);
-            if class == Class::OnDemand || clear(&self.active.borrow()) {
-                if waiting.is_none() {
-                    self.active.send_modify(|active| active[class as usize] += 1);
-                }
-                std::mem::forget(waiting);
-                return Admission { scheduler: self, class, _permit: permit };
-            }
-            drop(permit);
-            let mut changes = self.active.subscribe();
-            let _ = changes.wait_for(clear).await;
-        }
+    /// A reader's request: counted, never held up.
+    pub fn admit_reader(&self) -> Admission<'_> {
+        self.enter(Class::OnDemand, None)
     }
 
-    fn enter(&self, class: Class) -> Leave<'_> {
+    /// A request in the background, when it is its turn.
+    pub async fn admit_background(&self, class: Class) -> Admission<'_> {
+        let mut changes = self.active.subscribe();
+        let clear = |active: &Active| active[..class as usize].iter().all(|&n| n == 0);
+        // An error says that the time is up.
+        let _ = tokio::time::timeout(GIVE_WAY, changes.wait_for(clear)).await;
+        let permit = self.background.acquire().await.expect("the semaphore is never closed");
+        self.enter(class, Some(permit))
+    }
+
+    fn enter<'a>(&'a self, class: Class, permit: Option<SemaphorePermit<'a>>) -> Admission<'a> {
         self.active.send_modify(|active| active[class as usize] += 1);
-        Leave { scheduler: self, class }
-    }
-
-    fn leave(&self, class: Class) {
-        self.active.send_modify(|active| active[class as usize] -= 1);
-    }
-}
-
-/// Takes a count back when a waiting reader gives up.
-struct Leave<'a> {
-    scheduler: &'a Scheduler,
-    class: Class,
-}
-
-impl Drop for Leave<'_> {
-    fn drop(&mut self) {
-        self.scheduler.leave(self.class);
+        Admission { scheduler: self, class, _permit: permit }
     }
 }
 
 impl Drop for Admission<'_> {
     fn drop(&mut self) {
-        self.scheduler.leave(self.class);
+        self.scheduler.active.send_modify(|active| active[self.class as usize] -= 1);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use futures::FutureExt as _;
 
     use super::*;
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn readers_pass_prefetch_and_prefetch_passes_fill() {
-        let scheduler = Arc::new(Scheduler::new(8, 1));
-        let reader = scheduler.admit(Class::OnDemand).await;
-        let mut prefetch = Box::pin(scheduler.admit(Class::Prefetch));
-        let mut fill = Box::pin(scheduler.admit(Class::Fill));
+        let scheduler = Scheduler::new(4);
+        let reader = scheduler.admit_reader();
+        let mut prefetch = Box::pin(scheduler.admit_background(Class::Prefetch));
+        let mut fill = Box::pin(scheduler.admit_background(Class::Fill));
         assert!(prefetch.as_mut().now_or_never().is_none());
         assert!(fill.as_mut().now_or_never().is_none());
-        let second = scheduler.admit(Class::OnDemand).now_or_never().expect("readers do not wait");
-        drop((reader, second));
-        let admitted = prefetch.await;
+        drop(reader);
+        let admitted = prefetch.as_mut().now_or_never().expect("nobody reads");
         assert!(fill.as_mut().now_or_never().is_none());
-        assert!(scheduler.admit(Class::OnDemand).now_or_never().is_some(), "nor behind the background");
         drop(admitted);
-        fill.await;
+        assert!(fill.as_mut().now_or_never().is_some());
     }
 
-    #[tokio::test]
-    async fn a_reader_that_gives_up_waiting_frees_the_background() {
-        let scheduler = Scheduler::new(1, 1);
-        let first = scheduler.admit(Class::OnDemand).await;
-        assert!(scheduler.admit(Class::OnDemand).now_or_never().is_none());
-        drop(first);
-        assert!(scheduler.admit(Class::Fill).now_or_never().is_some());
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_hangs_does_not_stop_the_background_for_ever() {
+        let scheduler = Scheduler::new(1);
+        let _reader = scheduler.admit_reader();
+        let begun = tokio::time::Instant::now();
+        let fill = scheduler.admit_background(Class::Fill).await;
+        assert_eq!(begun.elapsed(), GIVE_WAY);
+        let mut second = Box::pin(scheduler.admit_background(Class::Fill));
+        tokio::time::advance(GIVE_WAY * 2).await;
+        assert!(second.as_mut().now_or_never().is_none(), "there is one place in the background");
+        drop(fill);
+        second.await;
     }
 }

@@ -1,6 +1,6 @@
 //! Registries that fail: wrong bytes reach nobody, a hang blocks only who needs the bytes, nothing is remembered.
 
-use std::{fs, time::Duration};
+use std::{fs, sync::atomic::Ordering, time::Duration};
 
 use support::{
     estargz::{Built, Encoder},
@@ -123,6 +123,35 @@ fn a_registry_that_hangs_blocks_only_who_needs_its_bytes() {
     for (n, reader) in waiting.into_iter().enumerate() {
         let got = guard::deadline(LIMIT, move || reader.join().unwrap()).unwrap().unwrap();
         assert_eq!(got, content(&format!("file{:02}", n + 4)));
+    }
+}
+
+#[test]
+fn many_readers_of_a_hanging_registry_do_not_hold_up_another_registry() {
+    let Some(bed) = Bed::with(|c| (c.fetch.on_demand, c.fill) = (2, true), false) else {
+        return;
+    };
+    let built = Encoder::new().encode(&layer());
+    let other = Encoder::new().encode(&layer().file("other", &b"o"[..]));
+    let image = bed.push(&[&built, &other]);
+    let hang = |digest: &str| bed.origin.fault(Rule::new(Action::Hang).path(digest).overlapping(0..900_000));
+    hang(&built.digest);
+    bed.attach(1, &bed.request(&image, &[&built, &other], 0)).unwrap();
+    let waiting: Vec<_> = (0..6)
+        .map(|n| {
+            let path = bed.slot(1).join(format!("file{n:02}"));
+            std::thread::spawn(move || fs::read(path))
+        })
+        .collect();
+    assert!(guard::eventually(LIMIT, || bed.plane().fuse_counters().read_misses.load(Ordering::Relaxed) >= 6));
+    bed.attach(2, &bed.request(&image, &[&built, &other], 1)).unwrap();
+    assert_eq!(read(bed.slot(2).join("file00")).unwrap(), content("file00"));
+    let filled = bed.plane().layer(2).unwrap();
+    assert!(guard::eventually(LIMIT, || filled.is_complete()), "and the other is filled, too");
+    assert!(waiting.iter().all(|w| !w.is_finished()));
+    bed.origin.clear_all();
+    for reader in waiting {
+        guard::deadline(LIMIT, move || reader.join().unwrap()).unwrap().unwrap();
     }
 }
 
