@@ -1,6 +1,6 @@
 //! Authorization: learning what a host wants, and one token cache for the process.
 //!
-//! A host's challenge is remembered per repository, so later requests are authorized at once. Tokens are
+//! A host's challenge is remembered per repository and access, so later requests are authorized at once. Tokens are
 //! keyed by host, realm, service, scope and identity, fetched by one task while the others wait for it
 //! (single-flight), and used until shortly before they expire. A refusal (401 or 403) drops the token and
 //! the parsed docker config; the next [`Auth::grant`] fetches both anew.
@@ -34,16 +34,48 @@ const DEFAULT_LIFE: Duration = Duration::from_secs(60);
 const MARGIN: Duration = Duration::from_secs(30);
 const TOKEN_ANSWER_LIMIT: usize = 1 << 20;
 
+/// What is to be done in a repository.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Access {
+    Pull,
+    Push,
+    /// Pushing, and pulling from this repository of the same host.
+    Mount {
+        from: String,
+    },
+}
+
+impl Access {
+    /// The scope of a token for `repository`, given that of the host's challenge.
+    ///
+    /// For reading the host knows best. For changes we do, since some hosts ask for less in their challenges
+    /// than they want then; only what the challenge says of other things is kept.
+    fn scope(&self, repository: &str, challenged: Option<String>) -> String {
+        let pull = |repository: &str| format!("repository:{repository}:pull");
+        let mut scopes = match self {
+            Self::Pull => return challenged.unwrap_or_else(|| pull(repository)),
+            Self::Push => vec![format!("{},push", pull(repository))],
+            Self::Mount { from } if from == repository => vec![format!("{},push", pull(repository))],
+            Self::Mount { from } => vec![format!("{},push", pull(repository)), pull(from)],
+        };
+        let challenged = challenged.unwrap_or_default();
+        let others = challenged.split(' ').filter(|scope| !scope.is_empty());
+        scopes.extend(others.filter(|scope| !scope.starts_with("repository:")).map(str::to_owned));
+        scopes.join(" ")
+    }
+}
+
 /// What is asked of whom.
 #[derive(Clone, Copy)]
 pub(crate) struct Site<'a> {
     pub(crate) endpoint: &'a Endpoint,
     pub(crate) repository: &'a str,
+    pub(crate) access: &'a Access,
 }
 
 impl Site<'_> {
-    fn key(&self) -> (HostTag, String) {
-        (self.endpoint.tag.clone(), self.repository.to_owned())
+    fn key(&self) -> (HostTag, String, Access) {
+        (self.endpoint.tag.clone(), self.repository.to_owned(), self.access.clone())
     }
 
     fn denied(&self, tried: String) -> Cause {
@@ -101,7 +133,7 @@ struct Token {
 pub(crate) struct Auth {
     transport: Transport,
     credentials: Credentials,
-    challenges: Mutex<HashMap<(HostTag, String), Challenge>>,
+    challenges: Mutex<HashMap<(HostTag, String, Access), Challenge>>,
     slots: Mutex<HashMap<TokenKey, Arc<Slot>>>,
 }
 
@@ -132,7 +164,7 @@ impl Auth {
                 None => Ok(None),
             },
             Challenge::Bearer { realm, service, scope } => {
-                let scope = scope.unwrap_or_else(|| format!("repository:{}:pull", site.repository));
+                let scope = site.access.scope(site.repository, scope);
                 let key = TokenKey {
                     host: site.endpoint.tag.clone(),
                     realm,
@@ -256,9 +288,7 @@ impl Auth {
         let base = &site.endpoint.base;
         let url = base.join(realm).map_err(|_| Cause::Nonsense("the token realm is not a URL".into()))?;
         let mut url = SignedUrl::new(url);
-        if !matches!(url.expose().scheme(), "http" | "https")
-            || (base.scheme() == "https" && url.expose().scheme() == "http")
-        {
+        if !matches!(url.expose().scheme(), "http" | "https") || url.reveals(base) {
             return Err(Cause::Nonsense(format!("the token realm {url} is not https")));
         }
         let request = match &found.credential {
@@ -389,6 +419,22 @@ mod tests {
             let parsed = parse_token(body.as_bytes());
             let parsed = parsed.as_ref().map(|(value, life)| (value.expose(), *life));
             assert_eq!(parsed, expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn scopes() {
+        let mount = |from: &str| Access::Mount { from: from.to_owned() };
+        for (access, challenged, expected) in [
+            (Access::Pull, None, "repository:a/b:pull"),
+            (Access::Pull, Some("repository:a/b:pull,delete x"), "repository:a/b:pull,delete x"),
+            (Access::Push, None, "repository:a/b:pull,push"),
+            (Access::Push, Some("repository:a/b:pull"), "repository:a/b:pull,push"),
+            (Access::Push, Some("aws  repository:a/b:push,pull"), "repository:a/b:pull,push aws"),
+            (mount("c"), Some("repository:a/b:pull,push"), "repository:a/b:pull,push repository:c:pull"),
+            (mount("a/b"), None, "repository:a/b:pull,push"),
+        ] {
+            assert_eq!(access.scope("a/b", challenged.map(str::to_owned)), expected, "{access:?}");
         }
     }
 

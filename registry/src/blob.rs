@@ -1,6 +1,9 @@
 //! Ranges of one blob.
 
-use crate::exchange::{Exchange, Source, Want};
+use crate::exchange::Exchange;
+use crate::fetch::Want;
+use crate::source::{Name, Source};
+use crate::stream::{BlobStream, StreamOptions};
 use crate::{Error, HostTag};
 use bytes::Bytes;
 use std::fmt;
@@ -59,7 +62,7 @@ impl Blob {
     /// [`Error::OutOfBounds`] for a backwards range or one that reaches past the end, [`Error::TooLarge`]
     /// for more than [`MAX_READ`] bytes, and whatever kept the hosts from delivering. Never short data.
     pub async fn read(&self, range: Range<u64>, options: &ReadOptions) -> Result<Served, Error> {
-        let what = || self.source.to_string();
+        let what = || self.what();
         let size = self.size().unwrap_or(u64::MAX);
         if range.start > range.end || range.end > size {
             return Err(Error::OutOfBounds { what: what(), range, size });
@@ -75,6 +78,29 @@ impl Blob {
         let delivery =
             self.exchange.fetch(&self.source, &want, options.deadline, options.avoid.as_ref()).await?;
         Ok(Served { bytes: delivery.bytes, host: delivery.host })
+    }
+
+    /// The whole blob from its first byte on, verified at its end. Its size must be known.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::SizeUnknown`].
+    pub fn stream(&self, options: StreamOptions) -> Result<BlobStream, Error> {
+        match (self.source.name(), self.size()) {
+            (Name::Blob(digest), Some(size)) => {
+                Ok(BlobStream::new(self.clone(), digest.clone(), size, options))
+            }
+            _ => Err(Error::SizeUnknown { what: self.what() }),
+        }
+    }
+
+    /// The blob's name in errors.
+    pub(crate) fn what(&self) -> String {
+        self.source.to_string()
+    }
+
+    pub(crate) fn first_host(&self) -> HostTag {
+        self.source.first_host()
     }
 
     /// Drops kept redirects and a learnt size: the next read asks the registry where the blob is. For when

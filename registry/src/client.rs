@@ -1,7 +1,9 @@
 //! The entry to the crate: one [`Registry`] per process.
 
 use crate::digest::Digest;
-use crate::exchange::{Exchange, Name, Source, Want};
+use crate::exchange::Exchange;
+use crate::fetch::Want;
+use crate::source::{Name, Source};
 use crate::{Blob, Config, Counters, Error, Reference};
 use bytes::Bytes;
 use std::fmt;
@@ -9,7 +11,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 /// Largest manifest or index, as the OCI distribution specification asks registries to support.
-const MANIFEST_LIMIT: u64 = 4 << 20;
+pub(crate) const MANIFEST_LIMIT: u64 = 4 << 20;
 
 /// OCI and docker, manifests and indexes.
 const MANIFEST_TYPES: &str = "application/vnd.oci.image.manifest.v1+json, \
@@ -20,7 +22,7 @@ const MANIFEST_TYPES: &str = "application/vnd.oci.image.manifest.v1+json, \
 /// A client for all registries. Clones share connections, tokens and what is known of hosts.
 #[derive(Clone)]
 pub struct Registry {
-    exchange: Arc<Exchange>,
+    pub(crate) exchange: Arc<Exchange>,
 }
 
 /// A manifest or index as the registry stores it.

@@ -51,7 +51,7 @@ impl Default for Config {
 }
 
 /// More than any setting means; keeps arithmetic on instants from overflowing.
-const LONGEST: Duration = Duration::from_secs(24 * 3600);
+pub(crate) const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 impl Config {
     /// The same with every duration at most a day.

@@ -38,14 +38,44 @@ impl Digest {
         &self.0
     }
 
+    /// Of the same algorithm, for bytes that come in pieces.
+    pub(crate) fn hasher(&self) -> Hasher {
+        if self.0.starts_with("sha512:") {
+            Hasher::Sha512(Sha512::new())
+        } else {
+            Hasher::Sha256(Sha256::new())
+        }
+    }
+
     /// `Err` holds the digest the bytes really have.
     pub(crate) fn verify(&self, bytes: &[u8]) -> Result<(), Self> {
-        let actual = if self.0.starts_with("sha512:") {
-            Self(format!("sha512:{:x}", Sha512::digest(bytes)))
-        } else {
-            Self::sha256(bytes)
-        };
+        let mut hasher = self.hasher();
+        hasher.update(bytes);
+        let actual = hasher.finish();
         if actual == *self { Ok(()) } else { Err(actual) }
+    }
+}
+
+/// A digest in the making.
+#[derive(Debug, Clone)]
+pub(crate) enum Hasher {
+    Sha256(Sha256),
+    Sha512(Sha512),
+}
+
+impl Hasher {
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Sha256(hasher) => hasher.update(bytes),
+            Self::Sha512(hasher) => hasher.update(bytes),
+        }
+    }
+
+    pub(crate) fn finish(self) -> Digest {
+        Digest(match self {
+            Self::Sha256(hasher) => format!("sha256:{:x}", hasher.finalize()),
+            Self::Sha512(hasher) => format!("sha512:{:x}", hasher.finalize()),
+        })
     }
 }
 

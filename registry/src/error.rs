@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-/// Why an object or a range of it could not be had.
+/// Why an object or a range of it could not be had or made.
 ///
 /// `what` names the object and, for a read, the range; `host` is a host name without credentials or query.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -36,7 +36,7 @@ pub enum Error {
         /// What was being waited for.
         why: String,
     },
-    /// No host could serve it now; trying again later may help.
+    /// No host could serve or take it now; trying again later may help.
     #[error("{what}: host {host} is unavailable: {why}")]
     Unavailable {
         /// The object and range.
@@ -83,6 +83,23 @@ pub enum Error {
         size: u64,
         /// The limit in bytes.
         limit: u64,
+    },
+    /// A blob of unknown size was to be streamed: its descriptor tells.
+    #[error("{what}: its size must be known to read all of it")]
+    SizeUnknown {
+        /// The blob.
+        what: String,
+    },
+    /// The registry has lost what was sent of a blob, and it is not held here any more: upload it again from
+    /// its first byte.
+    #[error("{what}: host {host} has lost the upload: {why}")]
+    UploadLost {
+        /// The blob, and the bytes that could not follow.
+        what: String,
+        /// The host.
+        host: String,
+        /// How that came out.
+        why: String,
     },
     /// The asked range is backwards or reaches past the end of the blob.
     #[error("{what}: range {}..{} is not inside its {size} bytes", range.start, range.end)]
@@ -132,6 +149,8 @@ impl Error {
             Self::RangeIgnored { .. } => "range_ignored",
             Self::DigestMismatch { .. } => "verify_failed",
             Self::TooLarge { .. } => "too_large",
+            Self::SizeUnknown { .. } => "size_unknown",
+            Self::UploadLost { .. } => "upload_lost",
             Self::OutOfBounds { .. } => "out_of_bounds",
             Self::BadReference { .. } => "bad_reference",
             Self::BadDigest { .. } => "bad_digest",

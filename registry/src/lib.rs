@@ -1,15 +1,17 @@
-//! OCI distribution client for reading blobs by range: hosts, auth, redirects, retry.
+//! OCI distribution client for reading blobs by range and pushing: hosts, auth, redirects, retry.
 //!
-//! Owns everything between "bytes `a..b` of blob `d`" and the network: reference names, the choice among
+//! Owns everything between "bytes `a..b` of blob `d`" or "make this a blob" and the network: reference names, the choice among
 //! mirrors and origin, tokens, redirects, time limits and retries. Knows nothing of layers, chunks or
 //! archive formats, and does not choose a platform from an index.
 //!
-//! Mechanism: an `exchange` walks the hosts of one object in the order `hosts::order` gives, asks each
-//! for one absolute range, checks what the answer's head claims (`answer`) and either delivers exactly the
-//! asked bytes or a typed [`Error`]. What to do after a failure is decided by pure functions in `retry`.
+//! Mechanism: an `exchange` walks the hosts of one object in the order `hosts::order` gives, in rounds; what to
+//! do after a failure is decided by pure functions in `retry`. Reading (`fetch`) asks each for one absolute
+//! range, checks what the answer's head claims (`answer`) and either delivers exactly the asked bytes or a typed
+//! [`Error`]. Pushing (`push`, `upload`) goes by the same rounds to the origin alone.
 //!
 //! Invariants:
 //! - A read returns exactly the asked number of bytes or an error, and ends by its deadline.
+//! - A blob sent is the registry's only after it has confirmed the digest; nothing is ever sent to a mirror.
 //! - Credentials and a mirror's own headers go to the host they belong to and to no other.
 //! - No secret and no query of a signed URL can be printed: see `secret`.
 
@@ -24,11 +26,16 @@ mod credentials;
 mod digest;
 mod error;
 mod exchange;
+mod fetch;
 mod hosts;
+mod push;
 mod reference;
 mod retry;
 mod secret;
+mod source;
+mod stream;
 mod transport;
+mod upload;
 
 pub use blob::{Blob, MAX_READ, ReadOptions, Served};
 pub use client::{ManifestBytes, Registry};
@@ -37,3 +44,5 @@ pub use counters::{CounterSnapshot, Counters};
 pub use error::Error;
 pub use hosts::HostTag;
 pub use reference::Reference;
+pub use stream::{BlobStream, StreamOptions};
+pub use upload::{Upload, UploadOptions};

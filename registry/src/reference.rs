@@ -133,7 +133,7 @@ pub(crate) fn check_host(host: &str) -> Result<(), &'static str> {
     }
 }
 
-fn check_repository(repository: &str) -> Result<(), &'static str> {
+pub(crate) fn check_repository(repository: &str) -> Result<(), &'static str> {
     if repository.bytes().any(|b| b.is_ascii_uppercase()) {
         return Err("the repository has upper case letters");
     }

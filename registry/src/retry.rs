@@ -28,6 +28,8 @@ pub(crate) enum Cause {
     TooLarge { size: u64, limit: u64 },
     /// The blob turns out to have only `size` bytes.
     OutOfBounds { range: Range<u64>, size: u64 },
+    /// The host has forgotten an upload.
+    Lost(String),
     /// A time limit passed.
     Silent(String),
     /// Cannot serve now; `hold` is the wait it asked for.
@@ -57,6 +59,7 @@ impl Cause {
             Self::Mismatch(actual) => Error::DigestMismatch { what, host, actual: actual.to_string() },
             Self::TooLarge { size, limit } => Error::TooLarge { what, size, limit },
             Self::OutOfBounds { range, size } => Error::OutOfBounds { what, range, size },
+            Self::Lost(why) => Error::UploadLost { what, host, why },
             Self::Silent(why) => Error::Timeout { what, host, why },
             Self::Down { why, .. } => Error::Unavailable { what, host, why },
         }
@@ -73,7 +76,7 @@ impl fmt::Display for Cause {
             Self::Mismatch(actual) => write!(f, "sent bytes with digest {actual}"),
             Self::TooLarge { size, limit } => write!(f, "{size} bytes, more than {limit}"),
             Self::OutOfBounds { size, .. } => write!(f, "the blob has only {size} bytes"),
-            Self::Silent(why) | Self::Down { why, .. } => f.write_str(why),
+            Self::Lost(why) | Self::Silent(why) | Self::Down { why, .. } => f.write_str(why),
         }
     }
 }

@@ -46,6 +46,11 @@ impl SignedUrl {
         self.0.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
     }
 
+    /// Whether what is meant for `other` would be readable on its way to this URL, and is not on its way there.
+    pub(crate) fn reveals(&self, other: &Url) -> bool {
+        other.scheme() == "https" && self.0.scheme() != "https"
+    }
+
     /// Whether credentials meant for `other` may be sent to this URL: same scheme, host and port.
     pub(crate) fn same_origin(&self, other: &Url) -> bool {
         self.0.scheme() == other.scheme()
@@ -77,6 +82,19 @@ mod tests {
             Url::parse("https://me:hunter2@cdn.example:8443/b/x?sig=hunter2#hunter2").unwrap(),
         );
         assert_eq!(format!("{url} {url:?}"), "https://cdn.example:8443/b/x https://cdn.example:8443/b/x");
+    }
+
+    #[test]
+    fn only_the_way_from_https_to_another_scheme_reveals() {
+        for (url, base, reveals) in [
+            ("http://r.example/x", "https://r.example/", true),
+            ("https://other.example/x", "https://r.example/", false),
+            ("http://other.example/x", "http://r.example/", false),
+            ("https://r.example/x", "http://r.example/", false),
+        ] {
+            let url = SignedUrl::new(Url::parse(url).unwrap());
+            assert_eq!(url.reveals(&Url::parse(base).unwrap()), reveals, "{url} {base}");
+        }
     }
 
     #[test]

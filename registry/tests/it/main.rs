@@ -1,11 +1,15 @@
 //! The client against scripted registries on loopback. One binary; each module covers one promise.
 
 mod auth;
+mod docker_registry;
 mod hosts;
 mod manifests;
+mod push;
 mod reads;
 mod redirects;
 mod secrecy;
+mod stream;
+mod upload;
 
 use registry::{Blob, Config, DockerConfig, HostConfig, MirrorConfig, ReadOptions, Reference, Registry};
 use std::time::Duration;

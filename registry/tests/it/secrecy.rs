@@ -1,7 +1,7 @@
 //! Planted secrets turn up in no debug output, no error and no log line, at any level.
 
 use crate::{REPOSITORY, config, content, later, mirrored, options, reference};
-use registry::{DockerConfig, ReadOptions, Registry};
+use registry::{DockerConfig, ReadOptions, Registry, UploadOptions};
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 use support::registry::{Action, Auth, Rule, ScriptedRegistry, TokenAuth};
@@ -95,6 +95,32 @@ async fn nothing_secret_is_printed() {
         let error = blob.read(0..1000, &options()).await.unwrap_err();
         printed += &format!("{error} {error:?} {blob:?}\n");
     }
+    // An upload whose locations are signed, well and badly.
+    origin.clear_all();
+    let small = UploadOptions { chunk_size: 100, ..UploadOptions::default() };
+    let target = reference(&origin);
+    let mut upload = registry.upload(&target, small.clone()).await.unwrap();
+    upload.write(content(150).into()).await.unwrap();
+    printed += &format!("{upload:?} {small:?}");
+    let session = origin.requests().into_iter().rfind(|request| request.method == "PATCH").unwrap().query;
+    let session = session.strip_prefix("secret=").unwrap();
+    upload.finish(&support::sha256_digest(&content(150))).await.unwrap();
+    for (target_host, action) in [
+        (storage.host(), Action::Status(401, vec![])),
+        (storage.host(), Action::Status(418, vec![])),
+        (dead.host(), Action::Reset),
+    ] {
+        storage.clear_all();
+        storage.fault(Rule::new(action));
+        let location = format!("http://me:{QUERY}@{target_host}/x?sig={QUERY}#{QUERY}");
+        let rule = Rule::new(Action::Headers(vec![("Location".into(), location)])).method("POST").times(1);
+        origin.fault(rule);
+        let error = registry
+            .put_blob(&target, &digest, content(1000).into(), small.clone())
+            .await
+            .map_or_else(|error| format!("{error} {error:?}"), |()| "begun anew".to_owned());
+        printed += &error;
+    }
     origin.clear_all();
     origin.set_password("changed");
     origin.revoke_tokens();
@@ -105,7 +131,7 @@ async fn nothing_secret_is_printed() {
 
     let logged = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     assert!(logged.contains("registry::exchange") && logged.contains("token request"), "logs were taken");
-    for secret in [PASSWORD, HEADER, QUERY, signature, "YW5uOmh1bnRlcjI"] {
+    for secret in [PASSWORD, HEADER, QUERY, signature, session, "YW5uOmh1bnRlcjI"] {
         assert!(!printed.contains(secret), "{secret} printed: {printed}");
         let line = logged.lines().find(|line| line.contains(secret));
         assert_eq!(line, None, "{secret} logged");

@@ -2,7 +2,7 @@
 //!
 //! [`ScriptedRegistry`] is an HTTP/1.1 server on a loopback port of its own, on a thread of its own; any number may
 //! run, as origin, mirror, token server or target of redirects. It answers `/v2/`, manifests, blobs with single
-//! ranges (206, 416) and `/token`. What goes wrong is said with [`Rule`]s.
+//! ranges (206, 416) and `/token`, and takes uploads, mounts and manifests. What goes wrong is said with [`Rule`]s.
 //!
 //! A request is authenticated first; a refused one meets no rule. Rules are tried in the order they were added, the
 //! first that applies acts; [`Action::Delay`] and [`Action::Headers`] let later ones act too. Ranges that are several
@@ -14,6 +14,7 @@ mod auth;
 mod fault;
 mod image;
 mod log;
+mod push;
 mod server;
 
 use std::net::TcpListener;
@@ -105,6 +106,37 @@ impl ScriptedRegistry {
         self.shared.change(|state| state.blobs.insert(key, bytes));
     }
 
+    /// The bytes of a blob it holds.
+    pub fn blob(&self, repository: &str, digest: &str) -> Option<Bytes> {
+        let key = (repository.to_owned(), digest.to_owned());
+        self.shared.look(|state| state.blobs.get(&key).cloned())
+    }
+
+    /// Media type and bytes of a manifest it holds, by tag or digest.
+    pub fn manifest(&self, repository: &str, reference: &str) -> Option<(String, Bytes)> {
+        let key = (repository.to_owned(), reference.to_owned());
+        self.shared.look(|state| state.manifests.get(&key).cloned())
+    }
+
+    /// Begins an upload as a request would; returns its path and query, for another server to name as the place to
+    /// send a blob to.
+    pub fn open_upload(&self, repository: &str) -> String {
+        self.shared.change(|state| {
+            let id = push::open(state, repository);
+            push::location(state, &id)
+        })
+    }
+
+    /// Uploads begun and neither finished nor cancelled.
+    pub fn uploads_open(&self) -> usize {
+        self.shared.look(|state| state.uploads.len())
+    }
+
+    /// Forgets all uploads, as a registry that clears away what stays open.
+    pub fn drop_uploads(&self) {
+        self.shared.change(|state| state.uploads.clear());
+    }
+
     /// Forgets a blob.
     pub fn remove_blob(&self, repository: &str, digest: &str) {
         let key = (repository.to_owned(), digest.to_owned());
@@ -180,7 +212,7 @@ impl ScriptedRegistry {
             .look(|state| state.rules.iter().find(|active| active.id == rule).map_or(0, |active| active.hits))
     }
 
-    /// Says who may read from now on. Tokens that are out stay good.
+    /// Says who may read and write from now on. Tokens that are out stay good.
     pub fn set_auth(&self, auth: Auth) {
         auth::announce(&self.host(), &auth);
         self.shared.change(|state| state.auth = auth);

@@ -1,4 +1,4 @@
-//! Who may read: basic and token authentication, and signatures of redirects.
+//! Who may read and write: basic and token authentication, and signatures of redirects.
 //!
 //! Tokens and signatures live in one table of the process, because a registry, its token server and its content
 //! servers are different servers that trust each other. The token endpoint is `/token` on every server; which rules
@@ -46,6 +46,8 @@ pub struct TokenAuth {
     pub expired: Expired,
     /// Which field the token is in.
     pub field: TokenField,
+    /// What no token allows, as repository and action: `("team/app", "push")`.
+    pub withheld: Vec<(String, String)>,
 }
 
 /// How a server answers a token that is no longer good.
@@ -73,7 +75,8 @@ pub enum TokenField {
 #[derive(Debug)]
 struct Token {
     service: String,
-    repositories: Vec<String>,
+    /// Repositories and actions.
+    allowed: Vec<(String, String)>,
     until: Option<Instant>,
     uses_left: Option<u64>,
 }
@@ -149,11 +152,11 @@ pub(super) struct Refusal {
     pub(super) challenge: Option<String>,
 }
 
-/// Checks the `Authorization` header of a request to `host` about `repository`.
+/// Checks the `Authorization` header of a request to `host` that `needs` these actions in repositories.
 pub(super) fn check(
     host: &str,
     auth: &Auth,
-    repository: Option<&str>,
+    needs: &[(String, &str)],
     header: Option<&str>,
 ) -> Result<(), Refusal> {
     match auth {
@@ -162,18 +165,28 @@ pub(super) fn check(
             Some((given_user, given)) if given_user == *user && given == *password => Ok(()),
             _ => Err(Refusal { status: 401, challenge: Some("Basic realm=\"scripted\"".to_owned()) }),
         },
-        Auth::Token(settings) => check_token(host, settings, repository, header),
+        Auth::Token(settings) => check_token(host, settings, needs, header),
     }
 }
 
 fn check_token(
     host: &str,
     settings: &TokenAuth,
-    repository: Option<&str>,
+    needs: &[(String, &str)],
     header: Option<&str>,
 ) -> Result<(), Refusal> {
     let realm = settings.realm.clone().unwrap_or_else(|| format!("http://{host}"));
-    let scope = repository.map_or(String::new(), |name| format!(",scope=\"repository:{name}:pull\""));
+    let mut scopes: Vec<(&str, Vec<&str>)> = Vec::new();
+    for (repository, action) in needs {
+        match scopes.iter_mut().find(|(known, _)| known == repository) {
+            Some((_, actions)) if actions.contains(action) => {}
+            Some((_, actions)) => actions.push(action),
+            None => scopes.push((repository, vec![action])),
+        }
+    }
+    let scopes: Vec<String> =
+        scopes.iter().map(|(name, actions)| format!("repository:{name}:{}", actions.join(","))).collect();
+    let scope = if scopes.is_empty() { String::new() } else { format!(",scope=\"{}\"", scopes.join(" ")) };
     let challenge = |error: &str| Refusal {
         status: 401,
         challenge: Some(format!("Bearer realm=\"{realm}/token\",service=\"{host}\"{scope}{error}")),
@@ -191,7 +204,10 @@ fn check_token(
         Expired::Forbidden => Refusal { status: 403, challenge: None },
     };
     let token = token.ok_or_else(expired)?;
-    if repository.is_some_and(|name| !token.repositories.iter().any(|known| known == name)) {
+    let allowed = |(repository, action): &(String, &str)| {
+        token.allowed.iter().any(|(name, given)| name == repository && (given == action || given == "*"))
+    };
+    if !needs.iter().all(allowed) {
         return Err(challenge(",error=\"insufficient_scope\""));
     }
     if use_once(&mut token.uses_left) { Ok(()) } else { Err(expired()) }
@@ -227,14 +243,14 @@ pub(super) fn issue(form: &[(String, String)], header: Option<&str>) -> Option<S
     }
     // `scope` repeats in a query and holds several, parted by spaces, in a form
     let scopes = form.iter().filter(|(key, _)| key == "scope").flat_map(|(_, value)| value.split(' '));
-    let readable = scopes.filter_map(|scope| {
-        let (name, actions) = scope.strip_prefix("repository:")?.rsplit_once(':')?;
-        actions.split(',').any(|action| action == "pull" || action == "*").then(|| name.to_owned())
+    let asked = scopes.filter_map(|scope| scope.strip_prefix("repository:")?.rsplit_once(':'));
+    let asked = asked.flat_map(|(name, actions)| {
+        actions.split(',').map(|action| (name.to_owned(), action.to_owned())).collect::<Vec<_>>()
     });
-    let repositories = readable.collect();
+    let allowed = asked.filter(|one| !settings.withheld.contains(one)).collect();
     let value = world.secret("token");
     let until = settings.ttl.map(|ttl| Instant::now() + ttl);
-    let token = Token { service: service.to_owned(), repositories, until, uses_left: settings.max_uses };
+    let token = Token { service: service.to_owned(), allowed, until, uses_left: settings.max_uses };
     world.tokens.insert(value.clone(), token);
     let mut answer = serde_json::Map::new();
     if settings.field != TokenField::AccessToken {

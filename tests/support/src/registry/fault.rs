@@ -40,8 +40,11 @@ pub enum Action {
         /// After this many uses the signature is answered 403.
         expires_after: Option<u64>,
     },
-    /// The connection is reset before anything is answered.
+    /// The connection is reset before anything is answered or, of an upload, stored.
     Reset,
+    /// The first so many bytes of the request's body are taken, and stored if it is an upload's; then the connection
+    /// is reset. `u64::MAX`: everything is done as asked, and only the answer is missing.
+    AcceptThenReset(u64),
     /// The body is sent at this many bytes a second.
     Throttle(u64),
 }
@@ -75,7 +78,8 @@ impl Rule {
         self
     }
 
-    /// Only for requests of blobs that ask for some byte of this range; those without a range ask for all.
+    /// Only for requests of blobs that ask for some byte of this range, where those without a range ask for all, and
+    /// for chunks that bring some byte of it.
     pub fn overlapping(mut self, range: Range<u64>) -> Rule {
         self.range = Some(range);
         self
@@ -117,7 +121,7 @@ pub(super) struct ActiveRule {
 pub(super) struct Asked<'a> {
     pub(super) method: &'a str,
     pub(super) path: &'a str,
-    /// Bytes of the blob the request is about; `None` if it is about no blob.
+    /// Bytes of the blob the request is about, asked for or brought; `None` if it is about no blob.
     pub(super) range: Option<Range<u64>>,
     /// Carries a signature from a redirect, so it is not redirected again.
     pub(super) signed: bool,

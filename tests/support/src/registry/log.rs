@@ -16,6 +16,8 @@ pub struct Logged {
     pub range: Option<RangeAsked>,
     /// Status of the answer; 0 while there is none, for ever if the connection was reset.
     pub status: u16,
+    /// Bytes of the request's body that were taken.
+    pub bytes_received: u64,
     /// Bytes of the body given to the connection.
     pub bytes_sent: u64,
     /// Whether the whole body was given to the connection.

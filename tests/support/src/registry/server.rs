@@ -1,4 +1,4 @@
-//! The HTTP side: connections, routes, bodies that go wrong.
+//! The HTTP side: connections, routes, bodies that go wrong. What changes the content is `push`'s.
 //!
 //! One thread with a runtime of its own serves all connections of a server, so that it works under any test. A
 //! [`Wire`] wraps each socket: it counts it as open, can make its end a reset, and tells when hyper has handed
@@ -33,6 +33,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use super::auth::{self, Auth, Refusal};
 use super::fault::{Action, ActiveRule, Asked, RuleId, Turn, next_turn};
 use super::log::{Authorization, Logged, RangeAsked};
+use super::push::{self, Change};
 use crate::sha256_digest;
 
 /// Bytes of the largest piece of a body.
@@ -45,6 +46,9 @@ pub(super) struct State {
     pub(super) blobs: HashMap<(String, String), Bytes>,
     /// (repository, tag or digest) -> media type, content
     pub(super) manifests: HashMap<(String, String), (String, Bytes)>,
+    /// Uploads by identifier.
+    pub(super) uploads: HashMap<String, push::Session>,
+    pub(super) last_upload: u64,
     pub(super) rules: Vec<ActiveRule>,
     pub(super) last_rule: u64,
     pub(super) auth: Auth,
@@ -221,9 +225,11 @@ type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 /// Where a request leads.
 #[derive(Debug)]
-enum Route {
+pub(super) enum Route {
     Ping,
     Token,
+    Uploads { repository: String },
+    Upload { repository: String, id: String },
     Blob { repository: String, digest: String },
     Manifest { repository: String, reference: String },
     Tags { repository: String },
@@ -236,6 +242,14 @@ impl Route {
             return if path == "/token" { Route::Token } else { Route::Nowhere };
         };
         let Some(rest) = rest.strip_prefix('/').filter(|rest| !rest.is_empty()) else { return Route::Ping };
+        if let Some((repository, id)) = rest.rsplit_once("/blobs/uploads/") {
+            let (repository, id) = (repository.to_owned(), id.to_owned());
+            return if id.is_empty() {
+                Route::Uploads { repository }
+            } else {
+                Route::Upload { repository, id }
+            };
+        }
         if let Some((repository, digest)) = rest.rsplit_once("/blobs/") {
             return Route::Blob { repository: repository.to_owned(), digest: digest.to_owned() };
         }
@@ -248,9 +262,11 @@ impl Route {
         }
     }
 
-    fn repository(&self) -> Option<&str> {
+    pub(super) fn repository(&self) -> Option<&str> {
         match self {
-            Route::Blob { repository, .. }
+            Route::Uploads { repository }
+            | Route::Upload { repository, .. }
+            | Route::Blob { repository, .. }
             | Route::Manifest { repository, .. }
             | Route::Tags { repository } => Some(repository),
             _ => None,
@@ -260,23 +276,27 @@ impl Route {
 
 /// An answer before faults.
 #[derive(Debug)]
-struct Content {
+pub(super) struct Content {
     status: u16,
     media_type: String,
     data: Bytes,
     /// `Docker-Content-Digest`.
-    digest: Option<String>,
+    pub(super) digest: Option<String>,
     /// Ranges of it can be asked for.
     ranges: bool,
 }
 
 impl Content {
+    pub(super) fn empty(status: u16) -> Content {
+        Content { status, media_type: String::new(), data: Bytes::new(), digest: None, ranges: false }
+    }
+
     fn json(status: u16, text: String) -> Content {
         let media_type = "application/json".to_owned();
         Content { status, media_type, data: text.into(), digest: None, ranges: false }
     }
 
-    fn error(status: u16, code: &str) -> Content {
+    pub(super) fn error(status: u16, code: &str) -> Content {
         let errors = serde_json::json!({ "errors": [{ "code": code, "message": code.to_lowercase() }] });
         Content::json(status, errors.to_string())
     }
@@ -302,7 +322,7 @@ async fn answer(
     link: Arc<Link>,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, io::Error> {
-    let (parts, body) = request.into_parts();
+    let (parts, mut body) = request.into_parts();
     let text = |name: HeaderName| parts.headers.get(name).and_then(|value| value.to_str().ok());
     let authorization = text(AUTHORIZATION);
     let range = text(RANGE).map(RangeAsked::parse);
@@ -316,6 +336,7 @@ async fn answer(
             query: query.to_owned(),
             range: range.clone(),
             status: 0,
+            bytes_received: 0,
             bytes_sent: 0,
             finished: false,
             authorization: authorization.map(Authorization::of),
@@ -332,13 +353,15 @@ async fn answer(
     let sender = Sender { shared: shared.clone(), link, number, head: parts.method == "HEAD" };
 
     let route = Route::of(path);
+    let method = parts.method.as_str();
+    let form = decode_form(query);
+    let is_change = push::is_change(method, &route);
     let signature = query.split('&').find_map(|pair| pair.strip_prefix("sig="));
     let admitted = match signature {
         _ if matches!(route, Route::Token) => {
-            let mut form = decode_form(query);
-            if let Ok(body) = http_body_util::Limited::new(body, 64 * 1024).collect().await {
-                form.extend(decode_form(&String::from_utf8_lossy(&body.to_bytes())));
-            }
+            let mut form = form.clone();
+            let sent = push::receive(&mut body, 64 * 1024).await.data;
+            form.extend(decode_form(&String::from_utf8_lossy(&sent)));
             let token = auth::issue(&form, authorization);
             Ok(token.map_or_else(|| Content::error(401, "UNAUTHORIZED"), |token| Content::json(200, token)))
         }
@@ -346,13 +369,15 @@ async fn answer(
         Some(_) => Err(Refusal { status: 403, challenge: None }),
         None => {
             let settings = shared.look(|state| state.auth.clone());
-            auth::check(&shared.host(), &settings, route.repository(), authorization)
+            auth::check(&shared.host(), &settings, &push::needs(method, &route, &form), authorization)
                 .map(|()| find(&shared, &route))
         }
     };
     let mut content = match admitted {
         Ok(content) => content,
         Err(refusal) => {
+            // or the client might be told of a closed connection before it reads the answer
+            sender.take(&mut body, u64::MAX).await;
             let challenge = refusal.challenge.map(|challenge| (WWW_AUTHENTICATE.to_string(), challenge));
             let denied = Content::error(refusal.status, "UNAUTHORIZED");
             return sender.send(denied, None, challenge.as_slice(), Sending::default());
@@ -361,10 +386,14 @@ async fn answer(
 
     let whole = 0..content.data.len() as u64;
     let resolved = range.as_ref().filter(|_| content.ranges).and_then(|range| range.resolve(whole.end));
+    let brought = text(CONTENT_RANGE).map(push::content_range);
     let asked = Asked {
-        method: parts.method.as_str(),
+        method,
         path,
-        range: content.ranges.then(|| resolved.and_then(Result::ok).unwrap_or(whole.clone())),
+        range: match &brought {
+            Some(Ok(brought)) if is_change => Some(brought.clone()),
+            _ => content.ranges.then(|| resolved.and_then(Result::ok).unwrap_or(whole.clone())),
+        },
         signed: signature.is_some(),
     };
     let mut after = None;
@@ -388,22 +417,28 @@ async fn answer(
         }
     };
 
+    if is_change && !matches!(action, Some(Action::Reset)) {
+        let limit = if let Some(Action::AcceptThenReset(limit)) = action { limit } else { u64::MAX };
+        let received = sender.take(&mut body, limit).await;
+        if !matches!(action, Some(Action::Status(..) | Action::Redirect { .. })) {
+            let media_type = text(CONTENT_TYPE).unwrap_or("");
+            let change = Change { method, route: &route, query: &form, media_type, range: brought };
+            let (answer, mut own) = shared.change(|state| change.apply(state, received));
+            content = answer;
+            own.append(&mut headers);
+            headers = own;
+        }
+    }
+
     let mut range = range.filter(|_| content.ranges);
     let mut sending = Sending::default();
     match action {
         None => {}
         Some(Action::Status(status, set)) => {
             headers.extend(set);
-            let empty = Content {
-                status,
-                media_type: String::new(),
-                data: Bytes::new(),
-                digest: None,
-                ranges: false,
-            };
-            return sender.send(empty, None, &headers, sending);
+            return sender.send(Content::empty(status), None, &headers, sending);
         }
-        Some(Action::Reset) => {
+        Some(Action::Reset | Action::AcceptThenReset(_)) => {
             sender.link.reset.store(true, Ordering::Relaxed);
             return Err(io::Error::other("reset by rule"));
         }
@@ -470,7 +505,9 @@ fn find(shared: &Shared, route: &Route) -> Content {
             tags.sort_unstable();
             Content::json(200, serde_json::json!({ "name": repository, "tags": tags }).to_string())
         }
-        Route::Token | Route::Nowhere => Content::error(404, "UNSUPPORTED"),
+        Route::Token | Route::Uploads { .. } | Route::Upload { .. } | Route::Nowhere => {
+            Content::error(404, "UNSUPPORTED")
+        }
     })
 }
 
@@ -504,6 +541,14 @@ struct Sender {
 }
 
 impl Sender {
+    /// Takes at most `limit` bytes of the request's body.
+    async fn take(&self, body: &mut Incoming, limit: u64) -> push::Received {
+        let received = push::receive(body, limit).await;
+        let length = received.data.len() as u64;
+        self.shared.record(self.number, |logged| logged.bytes_received = length);
+        received
+    }
+
     /// `range` is that of the content to answer with: `None` for all of it with the content's own status.
     fn send(
         self,
@@ -521,7 +566,10 @@ impl Sender {
                 (206, content.data.slice(range.start as usize..range.end as usize), Some(told))
             }
         };
-        let mut response = Response::builder().status(status).header(CONTENT_LENGTH, data.len());
+        let mut response = Response::builder().status(status);
+        if status != 204 {
+            response = response.header(CONTENT_LENGTH, data.len());
+        }
         if !content.media_type.is_empty() {
             response = response.header(CONTENT_TYPE, content.media_type);
         }

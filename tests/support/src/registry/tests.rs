@@ -1,5 +1,7 @@
 //! The server under a client that is nothing but a socket.
 
+mod push;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 
@@ -56,7 +58,7 @@ fn read(stream: &mut BufReader<TcpStream>, method: &str) -> std::io::Result<Answ
     let pairs = lines[1..].iter().map(|line| line.split_once(": ").unwrap());
     let headers = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     let mut answer = Answer { status, headers, body: Vec::new(), whole: true };
-    let length: u64 = answer.header("content-length").parse().unwrap();
+    let length: u64 = answer.header("content-length").parse().unwrap_or(0); // 204 has none
     if method != "HEAD" {
         stream.take(length).read_to_end(&mut answer.body)?;
         answer.whole = answer.body.len() as u64 == length;
