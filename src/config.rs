@@ -79,8 +79,8 @@ section! {
 section! {
     /// Limits on downloading.
     "fetch" => FetchLimits {
-        /// Compressed bytes being downloaded or waiting to be decompressed at any time, in bytes. Bounds memory.
-        /// 0 means the default.
+        /// Compressed bytes being downloaded or waiting to be decompressed in the background at any time; the readers
+        /// of one layer may have as much again. Bounds memory. 0 means the default.
         max_in_flight_bytes: u64 = 64 << 20,
     }
 }

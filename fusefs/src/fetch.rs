@@ -30,7 +30,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::layer::Layer;
+use crate::{index::Index, layer::Layer};
 
 pub mod plan;
 mod scheduler;
@@ -43,6 +43,9 @@ use scheduler::{Admission, Scheduler};
 /// Bytes that fail verification are asked for this often in all, from other hosts where there are any. More would
 /// only make a reader wait longer for the same wrong bytes.
 const VERIFY_ATTEMPTS: u32 = 3;
+
+/// Compressed bytes decoded in one go: some milliseconds of a core.
+const CPU_PART: u64 = 256 << 10;
 
 /// Why bytes could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +84,11 @@ pub enum FetchError {
 }
 
 impl FetchError {
+    /// Whether asking again at once is of no use: wrong bytes were asked for as often as is useful.
+    pub fn is_verdict(&self) -> bool {
+        matches!(self, FetchError::Verify { .. })
+    }
+
     /// The reason code under which it is logged and counted.
     pub fn reason(&self) -> &'static str {
         match self {
@@ -235,7 +243,10 @@ impl Flight {
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        self.layer.flights().table.lock().remove(&self.member);
+        // Ended in order: the place in the table may be another's by now.
+        if self.outcome.borrow().is_none() {
+            self.layer.flights().table.lock().remove(&self.member);
+        }
         self.outcome.send_if_modified(|outcome| {
             let dropped = outcome.is_none();
             outcome.get_or_insert_with(|| Err(Arc::new(FetchError::Aborted)));
@@ -266,7 +277,10 @@ impl Members for View<'_> {
 
 /// The bytes of the blob that are enough to decode a member's chunks.
 fn fetch_range(layer: &Layer, member: u32) -> Range<u64> {
-    let index = layer.index();
+    member_bytes(layer.index(), member)
+}
+
+fn member_bytes(index: &Index, member: u32) -> Range<u64> {
     let range = index.member_range(member);
     let decoded = index.member_chunks(member).last().map_or(0, |c| {
         let spec = index.chunk(c).spec;
@@ -276,6 +290,15 @@ fn fetch_range(layer: &Layer, member: u32) -> Range<u64> {
     // this allows for far worse encoders and still bounds a request by the chunks' own limits.
     let bound = decoded.saturating_add(decoded / 8).saturating_add(64 << 10);
     range.start..range.end.min(range.start.saturating_add(bound))
+}
+
+/// The longest request that any single member of an index needs, in bytes.
+pub(crate) fn widest_member(index: &Index) -> u64 {
+    (0..index.members())
+        .map(|m| member_bytes(index, m))
+        .map(|range| range.end - range.start)
+        .max()
+        .unwrap_or(0)
 }
 
 /// The chunks of a member that are not in the store, ascending by inner offset.
@@ -389,7 +412,12 @@ pub async fn background(layer: &Arc<Layer>, from: u32, until: u32, class: Class)
     recheck(layer, &batch).await;
     let deadline = Instant::now() + engine.config.background_deadline;
     let mut error = None;
-    for (request, flights) in claim(layer, &batch, shape).requests {
+    let requests = {
+        let flights = layer.flights().table.lock();
+        plan::requests(&batch, &View { layer, flights: &flights }, shape)
+    };
+    // Each is claimed when it begins, or a reader would wait for downloads that have not.
+    for (request, flights) in requests.into_iter().flat_map(|r| claim(layer, &r.members, shape).requests) {
         engine.counters.background_requests.fetch_add(1, Ordering::Relaxed);
         let waits: Vec<_> = flights.iter().map(|f| f.outcome.subscribe()).collect();
         run(layer, request.bytes, flights, deadline).await;
@@ -446,10 +474,9 @@ async fn run(layer: &Arc<Layer>, bytes: Range<u64>, mut flights: Vec<Flight>, de
     let mut range = bytes;
     for attempt in 1..=VERIFY_ATTEMPTS {
         let options = ReadOptions { deadline, avoid: avoid.clone() };
-        let source_name = layer.sources().name();
-        let served = match layer.sources().read(range.clone(), &options).await {
+        let (served, source_name) = match layer.sources().read(range.clone(), &options).await {
             Ok(served) => served,
-            Err(error) => {
+            Err((error, source_name)) => {
                 let (start, end) = (range.start, range.end.saturating_sub(1));
                 let error = FetchError::Registry { source_name, start, end, error: Arc::new(error) };
                 return fail(layer, flights, error);
@@ -467,6 +494,7 @@ async fn run(layer: &Arc<Layer>, bytes: Range<u64>, mut flights: Vec<Flight>, de
             .fold(fetch_range(layer, first.member), |all, one| {
                 all.start.min(one.start)..all.end.max(one.end)
             });
+        let name = source_name.clone();
         let error = FetchError::Verify {
             source_name,
             offset: range.start,
@@ -476,6 +504,7 @@ async fn run(layer: &Arc<Layer>, bytes: Range<u64>, mut flights: Vec<Flight>, de
         if attempt == VERIFY_ATTEMPTS {
             return fail(layer, failed, error);
         }
+        layer.sources().demote(&name);
         tracing::warn!(layer = %layer.digest(), attempt, %error, "bytes failed verification, asking again");
         flights = failed;
         avoid = Some(host);
@@ -491,36 +520,61 @@ fn fail(layer: &Layer, flights: Vec<Flight>, error: FetchError) {
 }
 
 /// Decodes, verifies and stores on the blocking pool, and ends the flights that went well; the others come back with
-/// the last one's error.
+/// the last one's error. A core is held for a small part of the work at a time, so that a reader's part comes between
+/// two parts of a fill.
 async fn decode(
     layer: &Arc<Layer>,
     blob: Bytes,
     start: u64,
     flights: Vec<Flight>,
 ) -> Option<(Vec<Flight>, estargz::Error)> {
-    let engine = layer.engine().clone();
-    let core = engine.cpu.clone().acquire_owned().await.expect("the semaphore is never closed");
-    let layer = layer.clone();
-    let work = move || {
-        let _core = core;
-        let mut failed = None;
-        for flight in flights {
-            let at = usize::try_from(layer.index().member_range(flight.member).start - start)
-                .unwrap_or(usize::MAX);
-            let member = blob.get(at..).unwrap_or_default();
-            match decode_one(&layer, flight.member, member) {
-                Ok(unstored) => flight.end(Ok(Arc::new(unstored))),
-                Err(error) => {
-                    let (flights, last) = failed.get_or_insert_with(|| (Vec::new(), None));
-                    flights.push(flight);
-                    *last = Some(error);
-                }
+    let mut failed: Vec<Flight> = Vec::new();
+    let mut last = None;
+    let mut flights = flights.into_iter().peekable();
+    while flights.peek().is_some() {
+        let mut bytes = 0;
+        let mut part = Vec::new();
+        while let Some(flight) = flights.next_if(|_| bytes < CPU_PART) {
+            let range = fetch_range(layer, flight.member);
+            bytes += range.end - range.start;
+            part.push(flight);
+        }
+        let core = layer.engine().cpu.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let (layer, blob) = (layer.clone(), blob.clone());
+        let work = move || {
+            let _core = core;
+            decode_part(&layer, &blob, start, part)
+        };
+        // A panic in there drops the flights, which ends them as aborted.
+        if let Ok((flights, Some(error))) = tokio::task::spawn_blocking(work).await {
+            failed.extend(flights);
+            last = Some(error);
+        }
+    }
+    layer.touch();
+    last.map(|error| (failed, error))
+}
+
+fn decode_part(
+    layer: &Layer,
+    blob: &Bytes,
+    start: u64,
+    flights: Vec<Flight>,
+) -> (Vec<Flight>, Option<estargz::Error>) {
+    let (mut failed, mut last) = (Vec::new(), None);
+    for flight in flights {
+        let at =
+            usize::try_from(layer.index().member_range(flight.member).start - start).unwrap_or(usize::MAX);
+        let member = blob.get(at..).unwrap_or_default();
+        match decode_one(layer, flight.member, member) {
+            Ok(unstored) => flight.end(Ok(Arc::new(unstored))),
+            Err(error) => {
+                failed.push(flight);
+                last = Some(error);
             }
         }
-        failed.and_then(|(flights, error): (Vec<Flight>, Option<estargz::Error>)| Some((flights, error?)))
-    };
-    // A panic in there drops the flights, which ends them as aborted.
-    tokio::task::spawn_blocking(work).await.unwrap_or(None)
+    }
+    (failed, last)
 }
 
 fn decode_one(layer: &Layer, member: u32, bytes: &[u8]) -> Result<Unstored, estargz::Error> {
@@ -530,7 +584,7 @@ fn decode_one(layer: &Layer, member: u32, bytes: &[u8]) -> Result<Unstored, esta
     for ((id, _), chunk) in
         wanted.into_iter().zip(estargz::decode_member(bytes, &specs, layer.engine().limits())?)
     {
-        match layer.store().put(&layer.index().chunk(id), &chunk) {
+        match layer.store().put(layer.index(), &layer.index().chunk(id), &chunk) {
             Ok(()) => {
                 let stored = chunk.data().len() as u64;
                 layer.engine().counters.stored_bytes.fetch_add(stored, Ordering::Relaxed);

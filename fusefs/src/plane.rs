@@ -144,6 +144,8 @@ pub struct Plane {
     opens: Semaphore,
     open: Mutex<HashMap<Digest, Open>>,
     locks: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+    /// Slots that a layer is on its way to, and whether they were given up meanwhile: it must not arrive then.
+    arriving: Mutex<HashMap<u32, bool>>,
     stopping: AtomicBool,
     trash: AtomicU64,
 }
@@ -184,6 +186,7 @@ impl Plane {
             opens: Semaphore::new(PARALLEL_OPENS),
             open: Mutex::default(),
             locks: Mutex::default(),
+            arriving: Mutex::default(),
             stopping: AtomicBool::new(false),
             trash: AtomicU64::new(0),
         });
@@ -219,6 +222,30 @@ impl Plane {
         request: &AttachRequest,
     ) -> Result<Attached, AttachError> {
         let slot = u32::try_from(slot).ok().filter(|&s| s > 0).ok_or(AttachError::Slot(slot))?;
+        // A task of its own: who gives up waiting must not leave the layer's lock while its directory is being made.
+        let (plane, request) = (self.clone(), request.clone());
+        // One that could not be restored keeps its place until it arrives or is given up.
+        let first = {
+            let mut arriving = self.arriving.lock();
+            let first = !arriving.contains_key(&slot);
+            arriving.entry(slot).or_insert(false);
+            first
+        };
+        let task = tokio::spawn(async move {
+            let attached = plane.attach_now(slot, &request).await;
+            if attached.is_err() && first {
+                plane.arriving.lock().remove(&slot);
+            }
+            attached
+        });
+        task.await.unwrap_or(Err(AttachError::Stopping))
+    }
+
+    async fn attach_now(
+        self: &Arc<Self>,
+        slot: u32,
+        request: &AttachRequest,
+    ) -> Result<Attached, AttachError> {
         if self.stopping.load(Ordering::Acquire) {
             return Err(AttachError::Stopping);
         }
@@ -236,7 +263,7 @@ impl Plane {
                 self.open(&spec, deadline).await?
             }
         };
-        let attached = self.show(slot, &layer, request).await;
+        let attached = self.show(slot, &layer, request).await?;
         drop(locked);
         self.root_changed();
         self.start_background(&layer, request.prefetch_bytes);
@@ -253,8 +280,11 @@ impl Plane {
         let spec = spec_of(request);
         let lock = self.lock(spec.toc_digest);
         let locked = lock.lock().await;
-        let layer = self.open_here(&spec).await.ok_or(AttachError::NotLocal(spec.toc_digest))?;
-        let attached = self.show(slot, &layer, request).await;
+        let Some(layer) = self.open_here(&spec).await else {
+            self.arriving.lock().insert(slot, false);
+            return Err(AttachError::NotLocal(spec.toc_digest));
+        };
+        let attached = self.show(slot, &layer, request).await?;
         drop(locked);
         self.start_background(&layer, request.prefetch_bytes);
         Ok(attached)
@@ -264,7 +294,14 @@ impl Plane {
     /// mount.
     pub fn detach(self: &Arc<Self>, slot: u64) {
         let Some(slot) = u32::try_from(slot).ok() else { return };
-        let Some(view) = self.slots.remove(slot) else { return };
+        let removed = {
+            let mut arriving = self.arriving.lock();
+            if let Some(retired) = arriving.get_mut(&slot) {
+                *retired = true;
+            }
+            self.slots.remove(slot)
+        };
+        let Some(view) = removed else { return };
         if let Some(connection) = self.connection.lock().clone() {
             // Invalidation takes locks that readers may hold while they wait for us.
             tokio::task::spawn_blocking(move || connection.forget_slot(slot));
@@ -287,6 +324,8 @@ impl Plane {
             let entry = entry?;
             let name = entry.file_name();
             let digest = name.to_str().and_then(|hex| format!("sha256:{hex}").parse::<Digest>().ok());
+            let lock = digest.map(|d| self.lock(d));
+            let _locked = lock.as_ref().map(|lock| lock.blocking_lock());
             if digest.is_some_and(|d| wanted.contains(&d) || self.open.lock().contains_key(&d)) {
                 continue;
             }
@@ -312,8 +351,15 @@ impl Plane {
     }
 
     fn checkpoint(&self) -> io::Result<()> {
+        let layers: Vec<Arc<Layer>> = self.open.lock().values().map(|open| open.layer.clone()).collect();
+        layers.iter().for_each(|layer| layer.store().freeze());
         rustix::fs::syncfs(fs::File::open(self.layers_dir())?)?;
-        self.open.lock().values().try_for_each(|open| open.layer.store().checkpoint())
+        let mut result = Ok(());
+        for layer in &layers {
+            // One that fails costs itself only.
+            result = result.and(layer.store().checkpoint());
+        }
+        result
     }
 
     fn layers_dir(&self) -> PathBuf {
@@ -335,7 +381,7 @@ impl Plane {
     async fn open_here(&self, spec: &LayerSpec) -> Option<Arc<Layer>> {
         if let Some(open) = self.open.lock().get(&spec.toc_digest) {
             if let Ok(source) = self.resolver.source(spec, spec.blob_size) {
-                open.layer.sources().prefer(source);
+                open.layer.sources().add(source);
             }
             return Some(open.layer.clone());
         }
@@ -406,7 +452,12 @@ impl Plane {
     }
 
     /// Puts the layer in the slot as its chain shows it. Under the layer's lock.
-    async fn show(&self, slot: u32, layer: &Arc<Layer>, request: &AttachRequest) -> Attached {
+    async fn show(
+        &self,
+        slot: u32,
+        layer: &Arc<Layer>,
+        request: &AttachRequest,
+    ) -> Result<Attached, AttachError> {
         let below: Vec<Lower> = request
             .below
             .iter()
@@ -418,9 +469,14 @@ impl Plane {
         let job = layer.clone();
         let view = tokio::task::spawn_blocking(move || View::new(job, &below)).await;
         let view = Arc::new(view.unwrap_or_else(|_| View::new(layer.clone(), &[])));
+        let mut arriving = self.arriving.lock();
+        if arriving.remove(&slot) == Some(true) {
+            return Err(AttachError::Retired(slot));
+        }
         self.slots.insert(slot, &view);
+        drop(arriving);
         let (uid, gid) = view.attr(0).map_or((0, 0), |a| (a.uid, a.gid));
-        Attached { uid, gid }
+        Ok(Attached { uid, gid })
     }
 
     fn root_changed(&self) {
@@ -447,17 +503,21 @@ impl Plane {
     async fn forget(&self, digest: Digest) {
         let lock = self.lock(digest);
         let _locked = lock.lock().await;
-        let Some(open) = self.open.lock().remove(&digest) else { return };
-        if self.slots.shows(&open.layer) {
-            self.open.lock().insert(digest, open);
-            return;
-        }
-        let dir = open.layer.store().dir().to_owned();
-        drop(open);
+        let dir = {
+            let mut open = self.open.lock();
+            match open.get(&digest) {
+                Some(unused) if !self.slots.shows(&unused.layer) => {
+                    let dir = unused.layer.store().dir().to_owned();
+                    open.remove(&digest);
+                    dir
+                }
+                _ => return,
+            }
+        };
         // Renamed under the lock, deleted outside of it.
         let trash = self.trash_name();
         match fs::rename(&dir, &trash) {
-            Ok(()) => drop(tokio::task::spawn_blocking(move || fs::remove_dir_all(trash))),
+            Ok(()) => drop(tokio::task::spawn_blocking(move || delete(&trash))),
             Err(error) => tracing::warn!(path = %dir.display(), %error, "deleting a layer"),
         }
     }
@@ -483,6 +543,14 @@ fn spec_of(request: &AttachRequest) -> LayerSpec {
         blob_digest: request.blob_digest.clone(),
         blob_size: None,
         toc_digest: request.toc_digest,
+    }
+}
+
+/// Deletes what was renamed away. A download that was under way may still put a file into it.
+fn delete(trash: &Path) {
+    let deleted = (0..3).any(|_| fs::remove_dir_all(trash).is_ok());
+    if !deleted {
+        tracing::warn!(path = %trash.display(), "a deleted layer's directory stays until the next start");
     }
 }
 
@@ -548,14 +616,17 @@ async fn walk(plane: &Weak<Plane>, layer: &Weak<Layer>, until: u32, class: Class
                 failed = true;
                 tracing::warn!(layer = %layer.digest(), ?class, reason = error.reason(), %error, ?pause, "fetching behind");
             }
-            Step::Done if failed => (cursor, failed) = (0, false),
+            // What others were fetching may have failed them.
+            Step::Done if failed || class == Class::Fill && !layer.is_complete() => {
+                (cursor, failed) = (0, false)
+            }
             Step::Done => {
                 if class == Class::Fill && layer.is_complete() {
                     tracing::info!(layer = %layer.digest(), "layer is local");
                 }
                 return;
             }
-            Step::NoSpace => return,
+            Step::NoSpace => (cursor, pause) = (0, MAX_FILL_PAUSE),
         }
         drop((plane, layer));
         tokio::time::sleep(pause).await;

@@ -84,7 +84,9 @@ pub async fn read(
         members.dedup();
         let unstored = match fetch::on_demand(layer, &members, deadline).await {
             Ok(unstored) => unstored,
-            Err(error) if attempt >= ATTEMPTS || Instant::now() >= deadline => return Err(error.into()),
+            Err(error) if attempt >= ATTEMPTS || Instant::now() >= deadline || error.is_verdict() => {
+                return Err(error.into());
+            }
             Err(_) => {
                 attempt += 1;
                 continue;
@@ -132,7 +134,5 @@ fn distrust(layer: &Layer, node: Node, bytes: Range<u64>, error: &io::Error) {
         layer = %layer.digest(), node, start = bytes.start, end = bytes.end, %error,
         "data file cannot be read, fetching its bytes again"
     );
-    for chunk in layer.index().chunks_in(node, bytes) {
-        layer.store().distrust(&layer.index().chunk(chunk));
-    }
+    layer.store().distrust(layer.index(), node);
 }

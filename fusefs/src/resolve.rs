@@ -57,6 +57,17 @@ pub enum AttachError {
         /// The blob's digest.
         blob: String,
     },
+    /// A piece of it is too long to be fetched in one request.
+    #[error(
+        "{blob}: a member of {bytes} bytes is more than the {} that one request may bring",
+        registry::MAX_READ
+    )]
+    MemberTooLong {
+        /// The blob's digest.
+        blob: String,
+        /// The member's bytes.
+        bytes: u64,
+    },
     /// Its index cannot be written.
     #[error(transparent)]
     Index(#[from] IndexError),
@@ -74,6 +85,9 @@ pub enum AttachError {
     /// It is not a number a slot can have.
     #[error("slot {0} is out of range")]
     Slot(u64),
+    /// It was given up before it was filled.
+    #[error("slot {0} was given up")]
+    Retired(u32),
     /// The daemon is stopping.
     #[error("the daemon is stopping")]
     Stopping,
@@ -88,10 +102,14 @@ impl AttachError {
             AttachError::Format { error: estargz::Error::TocDigestMismatch { .. }, .. } => "verify_failed",
             AttachError::Format { .. } => "toc_invalid",
             AttachError::LossyNames { .. } => "lossy_names",
+            AttachError::MemberTooLong { .. } => "toc_invalid",
             AttachError::Index(IndexError::Io { source, .. }) => io_reason(source),
             AttachError::Index(_) => "toc_invalid",
             AttachError::Io { error, .. } => io_reason(error),
-            AttachError::NotLocal(_) | AttachError::Slot(_) | AttachError::Stopping => "internal",
+            AttachError::NotLocal(_)
+            | AttachError::Slot(_)
+            | AttachError::Retired(_)
+            | AttachError::Stopping => "internal",
         }
     }
 }
@@ -251,6 +269,11 @@ impl Resolver {
         let io = |error| AttachError::Io { path: dir.clone(), error };
         fs::create_dir_all(&dir).map_err(io)?;
         let index = Index::create(&dir.join("index"), &toc)?;
+        let bytes = fetch::widest_member(&index);
+        if bytes > registry::MAX_READ {
+            // What was made is deleted with other leftovers; without its record it is never opened.
+            return Err(AttachError::MemberTooLong { blob: spec.blob_digest.clone(), bytes });
+        }
         let record = Record { version: RECORD_VERSION, blob_digest: spec.blob_digest.clone(), blob_size };
         let text = serde_json::to_vec(&record).map_err(|e| io(e.into()))?;
         write_durably(&dir.join("layer.json"), &text).map_err(io)?;

@@ -22,6 +22,7 @@ use std::{
 
 use bytes::Bytes;
 use estargz::VerifiedChunk;
+use parking_lot::RwLock;
 use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::index::{ChunkRef, Index, Node};
@@ -38,6 +39,8 @@ pub struct Store {
     filled: Filled,
     bytes: AtomicU64,
     dir: PathBuf,
+    /// Held shared by every change, exclusively to end them; `true`: there are no more.
+    frozen: RwLock<bool>,
 }
 
 impl Store {
@@ -54,7 +57,13 @@ impl Store {
         )?;
         let filled = Filled::open(&dir.join("filled"), index.chunks(), boot)?;
         let bytes = (0..index.chunks()).filter(|&c| filled.has(c)).map(|c| index.chunk(c).spec.size).sum();
-        Ok(Store { data, filled, bytes: AtomicU64::new(bytes), dir: dir.to_owned() })
+        Ok(Store {
+            data,
+            filled,
+            bytes: AtomicU64::new(bytes),
+            dir: dir.to_owned(),
+            frozen: RwLock::new(false),
+        })
     }
 
     /// The layer's directory.
@@ -89,16 +98,48 @@ impl Store {
         self.open_data(node, OFlags::RDONLY)?.read_exact_at(buf, offset)
     }
 
-    /// Writes a verified chunk and marks it filled.
-    pub fn put(&self, chunk: &ChunkRef, bytes: &VerifiedChunk) -> io::Result<()> {
+    /// Writes a verified chunk of the index's layer and marks it filled.
+    pub fn put(&self, index: &Index, chunk: &ChunkRef, bytes: &VerifiedChunk) -> io::Result<()> {
         debug_assert_eq!(&chunk.spec, bytes.spec());
+        let frozen = self.frozen.read();
+        if *frozen {
+            return Err(io::Error::other("the store takes no more changes: the daemon is stopping"));
+        }
         self.filled.begin_changes()?;
-        let file = self.open_data(chunk.node, OFlags::WRONLY | OFlags::CREATE)?;
+        let file = match self.open_data(chunk.node, OFlags::WRONLY) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.create_data(index, chunk.node)?,
+            opened => opened?,
+        };
         file.write_all_at(bytes.data(), chunk.file_offset)?;
+        self.mark(chunk);
+        Ok(())
+    }
+
+    /// Makes a data file. If its chunks are said to be filled it was lost, and they with it.
+    fn create_data(&self, index: &Index, node: Node) -> io::Result<File> {
+        match self.open_data(node, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL) {
+            // Another chunk of the file was quicker.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                self.open_data(node, OFlags::WRONLY)
+            }
+            Err(error) => Err(error),
+            Ok(file) => {
+                index.file_chunks(node).for_each(|chunk| self.unmark(&index.chunk(chunk)));
+                Ok(file)
+            }
+        }
+    }
+
+    fn mark(&self, chunk: &ChunkRef) {
         if self.filled.set(chunk.id) {
             self.bytes.fetch_add(chunk.spec.size, Ordering::Relaxed);
         }
-        Ok(())
+    }
+
+    fn unmark(&self, chunk: &ChunkRef) {
+        if self.filled.clear(chunk.id) {
+            self.bytes.fetch_sub(chunk.spec.size, Ordering::Relaxed);
+        }
     }
 
     /// Whether a chunk's bytes may be on disk but must be hashed before use.
@@ -111,28 +152,38 @@ impl Store {
         if self.has(chunk.id) {
             return true;
         }
-        if !self.filled.is_suspect(chunk.id) || self.filled.begin_changes().is_err() {
+        let frozen = self.frozen.read();
+        if *frozen || !self.is_suspect(chunk.id) || self.filled.begin_changes().is_err() {
             return false;
         }
-        self.filled.clear_suspect(chunk.id);
         let mut buf = vec![0; usize::try_from(chunk.spec.size).unwrap_or(usize::MAX)];
         let intact = self.read(chunk.node, chunk.file_offset, &mut buf).is_ok()
             && chunk.spec.verify(Bytes::from(buf)).is_ok();
-        if intact && self.filled.set(chunk.id) {
-            self.bytes.fetch_add(chunk.spec.size, Ordering::Relaxed);
+        if intact {
+            self.mark(chunk);
+        } else {
+            self.filled.clear_suspect(chunk.id);
         }
         intact
     }
 
-    /// Takes a chunk's mark away after its data file failed to read.
-    pub fn distrust(&self, chunk: &ChunkRef) {
-        if self.filled.begin_changes().is_ok() && self.filled.clear(chunk.id) {
-            self.bytes.fetch_sub(chunk.spec.size, Ordering::Relaxed);
+    /// Takes the marks of all of a file's chunks away after its data file failed to read: what else is in it is as
+    /// doubtful, and a chunk written anew would put a hole where others were.
+    pub fn distrust(&self, index: &Index, node: Node) {
+        let frozen = self.frozen.read();
+        if !*frozen && self.filled.begin_changes().is_ok() {
+            index.file_chunks(node).for_each(|chunk| self.unmark(&index.chunk(chunk)));
         }
     }
 
-    /// Declares everything filled so far durable. The caller has synced the file system that holds the store.
+    /// Ends all changes: waits for those under way and refuses later ones.
+    pub fn freeze(&self) {
+        *self.frozen.write() = true;
+    }
+
+    /// Declares everything filled durable. The store is frozen, and then the file system that holds it was synced.
     pub fn checkpoint(&self) -> io::Result<()> {
+        debug_assert!(*self.frozen.read());
         self.filled.checkpoint()
     }
 }
@@ -155,7 +206,7 @@ mod tests {
         let store = Store::open(dir.path(), &index, boot(1)).unwrap();
         let (chunk, bytes) = chunk_bytes(&index, 0);
         assert!(!store.has(0));
-        store.put(&chunk, &bytes).unwrap();
+        store.put(&index, &chunk, &bytes).unwrap();
         assert!(store.has(0));
         drop(store);
 
@@ -168,13 +219,15 @@ mod tests {
         assert!(!store.has(0), "another boot does not");
         assert!(store.recheck(&chunk), "but finds it intact");
         assert!(store.has(0));
+        store.freeze();
+        assert!(store.put(&index, &chunk, &bytes).is_err(), "no change comes after a checkpoint");
         store.checkpoint().unwrap();
         drop(store);
 
         let store = Store::open(dir.path(), &index, boot(3)).unwrap();
         assert!(store.has(0), "a checkpoint carries over");
         let (other, other_bytes) = chunk_bytes(&index, 1);
-        store.put(&other, &other_bytes).unwrap();
+        store.put(&index, &other, &other_bytes).unwrap();
         drop(store);
 
         // The power fails: the bit of chunk 0 is on disk, its bytes are not what they were.
@@ -202,14 +255,14 @@ mod tests {
         let (dir, index) = testing::index_of_two_files();
         let store = Store::open(dir.path(), &index, BootId::from_bytes([1; 16])).unwrap();
         let (chunk, bytes) = chunk_bytes(&index, 0);
-        store.put(&chunk, &bytes).unwrap();
+        store.put(&index, &chunk, &bytes).unwrap();
         std::fs::remove_file(dir.path().join("data").join(chunk.node.to_string())).unwrap();
         let mut buf = vec![0; chunk.spec.size as usize];
         assert!(store.read(chunk.node, 0, &mut buf).is_err());
-        store.distrust(&chunk);
+        store.distrust(&index, chunk.node);
         assert!(!store.has(0));
         assert_eq!(store.bytes(), 0);
-        store.put(&chunk, &bytes).unwrap();
+        store.put(&index, &chunk, &bytes).unwrap();
         store.read(chunk.node, 0, &mut buf).unwrap();
         assert_eq!(&buf, bytes.data());
     }

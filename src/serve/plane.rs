@@ -86,6 +86,9 @@ pub fn request(layer: &LayerRequest, snapshots: &Path) -> Result<AttachRequest, 
 pub async fn reattach(plane: Arc<Plane>, slot: u64, request: AttachRequest) {
     let mut pause = Duration::from_secs(1);
     while let Err(error) = plane.attach(slot, &request).await {
+        if matches!(error, fusefs::AttachError::Retired(_)) {
+            return;
+        }
         tracing::warn!(slot, layer = %request.toc_digest, reason = error.reason(), %error, ?pause, "still not attached");
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(300));

@@ -7,7 +7,10 @@
 
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio::{
+    sync::{Semaphore, SemaphorePermit, watch},
+    time::Instant,
+};
 
 /// How long a background request gives way. Readers' requests last some round trips; what takes longer than this is
 /// slow for a reason that waiting does not mend.
@@ -57,10 +60,16 @@ impl Scheduler {
     pub async fn admit_background(&self, class: Class) -> Admission<'_> {
         let mut changes = self.active.subscribe();
         let clear = |active: &Active| active[..class as usize].iter().all(|&n| n == 0);
-        // An error says that the time is up.
-        let _ = tokio::time::timeout(GIVE_WAY, changes.wait_for(clear)).await;
-        let permit = self.background.acquire().await.expect("the semaphore is never closed");
-        self.enter(class, Some(permit))
+        let until = Instant::now() + GIVE_WAY;
+        loop {
+            // An error says that the time is up.
+            let _ = tokio::time::timeout_at(until, changes.wait_for(clear)).await;
+            let permit = self.background.acquire().await.expect("the semaphore is never closed");
+            // While it waited for its place a request of a higher class may have come.
+            if clear(&self.active.borrow()) || Instant::now() >= until {
+                return self.enter(class, Some(permit));
+            }
+        }
     }
 
     fn enter<'a>(&'a self, class: Class, permit: Option<SemaphorePermit<'a>>) -> Admission<'a> {

@@ -31,9 +31,10 @@ use crate::{
 
 /// Layers never change. (The kernel takes any number of seconds; this is a century.)
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
-/// Requests the kernel may have under way in the background, read-ahead above all. Its default of 12 makes parallel
-/// misses wait for each other.
-const MAX_BACKGROUND: u16 = 512;
+/// Requests the kernel may have under way in the background: read-ahead, and with it most reads. It is one number for
+/// the whole node, so that any limit would let readers of a registry that hangs hold up all others; what is
+/// downloaded at once is bounded by layer.
+const MAX_BACKGROUND: u16 = u16::MAX;
 /// The largest request the kernel makes (256 pages).
 const MAX_REQUEST: u32 = 1 << 20;
 
@@ -219,7 +220,7 @@ impl Adapter {
         let Some(reply) = reply else { return };
         self.counters.read_misses.fetch_add(1, Ordering::Relaxed);
         let (deadline, counters) = (Instant::now() + self.read_deadline, self.counters.clone());
-        // The kernel bounds these itself: MAX_BACKGROUND for read-ahead, one for each thread that reads.
+        // The kernel bounds these itself: by its own read-ahead, and one for each thread that reads.
         self.runtime.spawn(async move {
             match reader::read(&layer, node, bytes.clone(), deadline).await {
                 Ok(data) => reply.data(&data),

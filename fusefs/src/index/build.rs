@@ -36,12 +36,15 @@ enum Name<'a> {
 fn classify(name: &[u8]) -> Name<'_> {
     if name == OPAQUE {
         Name::Opaque
-    } else if name.starts_with(AUFS) || name == WHITEOUT {
+    } else if name.starts_with(AUFS) {
         Name::Ignored
-    } else if let Some(hidden) = name.strip_prefix(WHITEOUT) {
-        Name::Whiteout(hidden)
     } else {
-        Name::Plain
+        match name.strip_prefix(WHITEOUT) {
+            None => Name::Plain,
+            // Of these no name can be hidden.
+            Some(b"" | b"." | b"..") => Name::Ignored,
+            Some(hidden) => Name::Whiteout(hidden),
+        }
     }
 }
 
@@ -148,7 +151,7 @@ pub(super) fn build(toc: &Toc, toc_digest: [u8; 32]) -> Result<Data, IndexError>
         .collect::<Result<Vec<_>, IndexError>>()?;
     let (members, member_chunks) = members(toc)?;
     let mut implied = Vec::new();
-    for (node, path) in implied_directories(toc) {
+    for (node, path) in implied_directories(toc)? {
         let (path, path_len) = strings.push(&path)?;
         implied.push(ImpliedRecord { node, path, path_len });
     }
@@ -188,13 +191,17 @@ fn whiteout(uid: u32, gid: u32) -> NodeRecord {
     }
 }
 
+/// Paths grow with the square of the depth; a layer of a million directories of ordinary depth stays below this.
+const MAX_PATHS: usize = 64 << 20;
+
 /// Directories that no entry describes, with their paths. Inodes are numbered depth first, so that a directory's path is
 /// known before its children are met.
-fn implied_directories(toc: &Toc) -> Vec<(u32, Vec<u8>)> {
+fn implied_directories(toc: &Toc) -> Result<Vec<(u32, Vec<u8>)>, IndexError> {
     let mut found = Vec::new();
     if !toc.inodes().iter().any(|i| i.implied) {
-        return found;
+        return Ok(found);
     }
+    let mut total = 0;
     let mut paths: HashMap<u32, Vec<u8>> = HashMap::from([(0, Vec::new())]);
     for (dir, inode) in (0..).zip(toc.inodes()) {
         // Removed once it has been used: only directories on the way down are kept.
@@ -202,6 +209,10 @@ fn implied_directories(toc: &Toc) -> Vec<(u32, Vec<u8>)> {
         for (name, child) in &inode.children {
             if toc.inodes()[*child as usize].kind == Kind::Directory {
                 let slash: &[u8] = if path.is_empty() { b"" } else { b"/" };
+                total += path.len() + name.len() + 1;
+                if total > MAX_PATHS {
+                    return Err(IndexError::TooLarge("more than 64 MiB of paths of directories"));
+                }
                 paths.insert(*child, [path.as_slice(), slash, name].concat());
             }
         }
@@ -209,7 +220,7 @@ fn implied_directories(toc: &Toc) -> Vec<(u32, Vec<u8>)> {
             found.push((dir, path));
         }
     }
-    found
+    Ok(found)
 }
 
 /// Groups chunks by the member that holds them.
@@ -262,6 +273,9 @@ mod tests {
             (b".wh..wh..opq", Name::Opaque),
             (b".wh..wh.plnk", Name::Ignored),
             (b".wh.", Name::Ignored),
+            (b".wh..", Name::Ignored),
+            (b".wh...", Name::Ignored),
+            (b".wh....", Name::Whiteout(b"...")),
             (b"x.wh.y", Name::Plain),
             (b".w", Name::Plain),
         ] {

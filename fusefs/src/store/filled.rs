@@ -68,13 +68,21 @@ impl Filled {
             file = Self::create(path, chunks, len)?;
         }
         let map = MmapRaw::map_raw(&file)?;
+        if map.len() != len {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the map of filled chunks changed while it was opened",
+            ));
+        }
         let filled = Filled { map, words, chunks, boot, changing: AtomicBool::new(false) };
         if fits && header[BOOT..BOOT + 16] != boot.0 && header[CLEAN] != 1 {
-            filled.begin_changes()?;
+            // The bits first: once the file names this boot, what it calls filled is believed.
             for word in 0..words {
-                let bits = filled.filled(word).swap(0, Ordering::AcqRel);
+                let bits = filled.filled(word).load(Ordering::Acquire);
                 filled.suspect(word).fetch_or(bits, Ordering::AcqRel);
+                filled.filled(word).store(0, Ordering::Release);
             }
+            filled.begin_changes()?;
         }
         Ok(filled)
     }

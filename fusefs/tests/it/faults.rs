@@ -184,6 +184,32 @@ fn a_data_file_that_is_lost_or_cut_is_fetched_again() {
 }
 
 #[test]
+fn a_lost_file_of_many_chunks_never_shows_a_hole() {
+    let Some(bed) = Bed::with(|c| (c.fetch.shape.ahead, c.fetch.shape.gap) = (0, 0), false) else { return };
+    let whole = Layer::new().noise("big", 1_000_000, 9).noise("tail", 400_000, 8);
+    let root = bed.attach_one(&Encoder::new().chunk_size(100_000).encode(&whole));
+    let expected = whole.contents()[&b"big"[..]].clone();
+    assert_eq!(read(root.join("big")).unwrap(), expected);
+    let layer = bed.plane().layer(1).unwrap();
+    let node = layer.index().lookup(0, b"big").unwrap();
+    let last = layer.index().file_chunks(node).end - 1;
+    let data = layer.store().dir().join("data").join(node.to_string());
+    // The file is lost, and its last chunk is what is needed first.
+    fs::remove_file(&data).unwrap();
+    let offset = layer.index().chunk(last).file_offset;
+    let path = root.join("big");
+    let tail = guard::deadline(LIMIT, move || {
+        let file = fs::File::open(path).unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        let mut tail = vec![0; 1000];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut tail, offset).unwrap();
+        tail
+    });
+    assert_eq!(tail.unwrap(), expected[offset as usize..offset as usize + 1000]);
+    assert_eq!(read(root.join("big")).unwrap(), expected);
+}
+
+#[test]
 fn random_faults_under_parallel_readers_never_show_a_wrong_byte() {
     let Some(bed) = Bed::mirrored() else { return };
     let built = Encoder::new().chunk_size(30_000).encode(&layer());

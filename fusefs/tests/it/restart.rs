@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, fs};
 
-use fusefs::AttachRequest;
+use fusefs::{AttachError, AttachRequest};
 use support::{
     estargz::Encoder,
     guard,
@@ -78,6 +78,25 @@ fn a_damaged_index_costs_its_layer_one_opening() {
     assert!(restore(&bed, 2, &requests[1]), "and is nobody else's");
     bed.attach(1, &requests[0]).unwrap();
     assert_same(&unpacked(&layer()), &tree(bed.slot(1)));
+}
+
+#[test]
+fn a_slot_given_up_before_its_layer_arrives_stays_empty() {
+    let Some(mut bed) = Bed::new() else { return };
+    let built = Encoder::new().encode(&layer());
+    let image = bed.push(&[&built]);
+    let request = bed.request(&image, &[&built], 0);
+    bed.attach(1, &request).unwrap();
+    let dir = bed.plane().layer(1).unwrap().store().dir().to_owned();
+    bed.stop();
+    fs::remove_dir_all(&dir).unwrap();
+    bed.start();
+    assert!(!restore(&bed, 1, &request), "it is not on disk");
+    // Its snapshot is removed while somebody still tries to open it from the registry.
+    bed.detach(1);
+    assert!(matches!(bed.attach(1, &request), Err(AttachError::Retired(1))));
+    assert!(bed.plane().layer(1).is_none());
+    bed.attach(2, &request).unwrap();
 }
 
 #[test]
