@@ -3,8 +3,13 @@
 //! The contract of every target: errors are fine; panics, wrong results and oversize allocations are bugs. A run
 //! under [`limits`] never has more memory allocated than [`TARGETS`] says.
 
-use bytes::Bytes;
+use std::io::{self, Read, Write};
+use std::num::NonZero;
 
+use bytes::Bytes;
+use flate2::bufread::MultiGzDecoder;
+
+use crate::writer::{self, Pattern};
 use crate::{ChunkSpec, Digest, Error, Format, Kind, Limits, Opener, Step, Toc, TocJson, decode_member};
 
 /// Limits small enough that a fuzzer reaches them.
@@ -28,11 +33,12 @@ pub fn limits() -> Limits {
 pub type Target = (&'static str, fn(&[u8]), fn(usize) -> usize);
 
 /// All targets. The ceilings follow from [`limits`] and the costs that [`Limits`] documents.
-pub const TARGETS: [Target; 4] = [
+pub const TARGETS: [Target; 5] = [
     ("footer", footer, opening),
     ("blob", blob, opening),
     ("toc", toc, parsing),
     ("member", member, decoding),
+    ("writer_tar", writer_tar, writing),
 ];
 
 /// The JSON is held twice by the target itself.
@@ -48,6 +54,12 @@ fn parsing(json: usize) -> usize {
 
 fn decoding(len: usize) -> usize {
     len + limits().chunk_bytes as usize + DECODER
+}
+
+/// Members are allocated here and freed elsewhere, so all that the output's limit lets through counts, with rows that
+/// repeat a long name; and the spool holds what a compressed input unpacks to.
+fn writing(len: usize) -> usize {
+    (128 << 20) + 2 * 1032 * len
 }
 
 const DECODER: usize = 128 << 10;
@@ -140,6 +152,83 @@ pub fn member(data: &[u8]) {
     }
     let spec = ChunkSpec { inner_offset: 0, size: data.len() as u64, digest: Digest::of(data) };
     assert!(spec.verify(Bytes::copy_from_slice(data)).is_ok());
+}
+
+/// `data` is a layer, compressed or not.
+pub fn writer_tar(data: &[u8]) {
+    // No mutation finds the right checksum, and behind a wrong one nothing is read.
+    let mut data = data.to_vec();
+    for block in data.as_chunks_mut::<512>().0 {
+        if &block[257..262] == b"ustar" {
+            block[148..156].fill(b' ');
+            let sum: u32 = block.iter().map(|&byte| u32::from(byte)).sum();
+            block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        }
+    }
+    // Half of all inputs are reordered.
+    let prioritized = match Digest::of(&data).as_bytes()[0] {
+        0..128 => vec![],
+        _ => vec![Pattern::path("etc/passwd"), Pattern::path("link")],
+    };
+    let build = |layer: &[u8]| {
+        let options = writer::Options {
+            chunk_size: 1000,
+            min_chunk_size: 1500,
+            level: writer::Level::new(1)?,
+            prioritized: prioritized.clone(),
+            threads: NonZero::<usize>::MIN,
+            ..writer::Options::default()
+        };
+        let mut blob = Short(Vec::new());
+        let spool = || Ok(io::Cursor::new(Vec::new()));
+        writer::convert(layer, &mut blob, &options, spool, &()).map(|summary| (blob.0, summary))
+    };
+    let Ok((blob, summary)) = build(&data) else { return };
+    assert_eq!((blob.len() as u64, Digest::of(&blob)), (summary.blob_size, summary.blob_digest));
+    let mut tar = Vec::new();
+    let read = MultiGzDecoder::new(&blob[..]).read_to_end(&mut tar);
+    assert!(read.is_ok_and(|len| len as u64 == summary.uncompressed_size));
+    assert_eq!(Digest::of(&tar), summary.diff_id);
+
+    // It opens; but a tar may hold what no tree can, such as a file below a file.
+    let opened =
+        Opener::new(summary.blob_size, Limits::default()).and_then(|mut opener| opener.feed(0, &blob));
+    let Ok(Step::Done(json)) = opened else { panic!("{opened:?}") };
+    match json.verify(&summary.toc_digest, &Limits::default()) {
+        Ok(toc) => {
+            check(&toc);
+            assert_eq!(toc.lossy_names(), summary.lossy_names > 0);
+            for chunk in toc.chunks() {
+                let member = toc.members()[chunk.member as usize];
+                let bytes = &blob[member.offset as usize..member.end as usize];
+                let spec = chunk.spec().unwrap_or_else(|| panic!("{chunk:?} has no digest"));
+                assert!(decode_member(bytes, &[spec], &Limits::default()).is_ok(), "{chunk:?}");
+            }
+        }
+        Err(Error::BadEntry { .. } | Error::Limit { .. }) => {}
+        Err(error) => panic!("{error}"),
+    }
+    match build(&blob) {
+        Ok((again, _)) => assert_eq!(Digest::of(&again), summary.blob_digest, "not the same again"),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// An output that is soon full: a sparse file may have 2^63 bytes.
+struct Short(Vec<u8>);
+
+impl Write for Short {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() > 64 << 10 {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Panics unless a TOC has the properties that its documentation promises.

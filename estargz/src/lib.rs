@@ -13,7 +13,8 @@
 //! ```
 //!
 //! This crate turns bytes into verified values. It performs no I/O, starts no threads and reads no clock; the
-//! caller brings the bytes. One layer takes three steps:
+//! caller brings the bytes. (Building layers, in [`writer`], is the exception: it takes any [`Read`](std::io::Read) and
+//! [`Write`](std::io::Write), and compresses on threads of its own.) One layer takes three steps:
 //!
 //! 1. [`Opener`] is told the blob's size, says which ranges it needs, and yields a [`TocJson`].
 //! 2. [`TocJson::verify`] compares the digest of the JSON with the trusted one and only then parses it, into a
@@ -28,6 +29,8 @@
 //! - No input makes this crate panic. What is allocated for an input is bounded by [`Limits`], which are
 //!   checked before the allocation; a size that the input merely claims is never believed.
 //! - Equal TOC JSON gives an equal [`Toc`], inode numbers included, on every machine and in every run.
+//!
+//! [`writer`] makes such blobs: [`writer::convert`] turns any layer into eStargz in one streaming, parallel pass.
 //!
 //! The format is the one that containerd/stargz-snapshotter's `estargz` package writes and reads; where that
 //! reader is lax about a TOC that no writer produces, this one returns [`Error`].
@@ -44,6 +47,7 @@ mod limits;
 mod member;
 mod open;
 mod toc;
+pub mod writer;
 
 pub use digest::Digest;
 pub use error::Error;

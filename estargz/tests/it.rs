@@ -11,6 +11,8 @@ mod corpus;
 mod crafted;
 #[path = "it/roundtrip.rs"]
 mod roundtrip;
+#[path = "it/writer.rs"]
+mod writer;
 
 use estargz::{Digest, Error, Limits, Opener, Step, TocJson};
 

@@ -40,7 +40,7 @@ fn is_mark(path: &[u8]) -> bool {
 
 /// Compares a TOC with what the fixture says an unpack gives. Whiteouts and opaque marks, which an unpack turns into
 /// something else, are compared by name.
-fn assert_same_tree(toc: &Toc, layer: &Layer) {
+pub fn assert_same_tree(toc: &Toc, layer: &Layer) {
     let mut paths = paths(toc);
     let mut first_names = BTreeMap::new();
     for (path, number) in &paths {
@@ -120,7 +120,7 @@ fn files(toc: &VerifiedToc, blob: &[u8], pick: impl Fn(u32) -> bool) -> BTreeMap
     files
 }
 
-fn assert_same_contents(toc: &VerifiedToc, blob: &[u8], layer: &Layer) {
+pub fn assert_same_contents(toc: &VerifiedToc, blob: &[u8], layer: &Layer) {
     let all = files(toc, blob, |_| true);
     for (path, data) in layer.contents() {
         let number = toc.lookup(&path).unwrap();

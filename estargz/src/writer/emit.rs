@@ -1,0 +1,127 @@
+//! The far end: members in order into the output, and the table of contents behind them.
+
+use std::collections::BTreeMap;
+use std::io::{BufWriter, Write};
+use std::sync::mpsc::Receiver;
+
+use sha2::{Digest as _, Sha256};
+
+use super::cut::{Part, Row};
+use super::pack::{Packer, footer};
+use super::pipeline::Packed;
+use super::toc::{self, Toc};
+use super::{Error, Observer};
+use crate::Digest;
+
+/// Bytes written to the caller's output at a time, at least.
+const BUFFER: usize = 64 << 10;
+
+/// Writes the blob.
+pub(super) struct Emitter<'a, W: Write> {
+    output: BufWriter<W>,
+    observer: &'a dyn Observer,
+    hash: Sha256,
+    /// Bytes written so far.
+    size: u64,
+    /// Bytes of the members, decompressed.
+    uncompressed: u64,
+    toc: Toc,
+    /// Entries of the file whose digest is not known yet, because more chunks follow.
+    open: Vec<toc::Entry>,
+}
+
+/// What was written.
+#[derive(Debug)]
+pub(super) struct Blob {
+    pub(super) digest: Digest,
+    pub(super) size: u64,
+    pub(super) diff_id: Digest,
+    pub(super) uncompressed_size: u64,
+    pub(super) toc_digest: Digest,
+    pub(super) toc_json_size: u64,
+}
+
+impl<'a, W: Write> Emitter<'a, W> {
+    pub(super) fn new(output: W, observer: &'a dyn Observer) -> Self {
+        let output = BufWriter::with_capacity(BUFFER, output);
+        let (hash, toc, open) = (Sha256::new(), Toc::new(), Vec::new());
+        Emitter { output, observer, hash, size: 0, uncompressed: 0, toc, open }
+    }
+
+    /// Writes members as they come, in their order; `digests` are those of files of several chunks.
+    pub(super) fn run(
+        mut self,
+        packed: &Receiver<Packed>,
+        digests: &Receiver<Digest>,
+    ) -> Result<Self, Error> {
+        // Those that were ready before their turn.
+        let mut early = BTreeMap::new();
+        let mut next = 0;
+        for member in packed {
+            early.insert(member.number, member);
+            while let Some(member) = early.remove(&next) {
+                self.member(member, digests)?;
+                next += 1;
+            }
+        }
+        Ok(self)
+    }
+
+    fn member(&mut self, member: Packed, files: &Receiver<Digest>) -> Result<(), Error> {
+        let offset = self.size;
+        self.write(&member.gzip)?;
+        self.uncompressed += member.content.len();
+        let mut chunks = member.content.chunks.iter().zip(member.digests);
+        for Row { mut entry, has_chunk } in member.rows {
+            let Some((chunk, digest)) = has_chunk.then(|| chunks.next()).flatten() else {
+                self.toc.push(&entry)?;
+                continue;
+            };
+            entry.offset = offset;
+            entry.inner_offset = chunk.range.start as u64;
+            entry.chunk_digest = Some(digest);
+            match chunk.part {
+                Part::Whole => {
+                    entry.digest = Some(digest);
+                    self.toc.push(&entry)?;
+                }
+                Part::Piece => self.open.push(entry),
+                Part::Last => {
+                    self.open.push(entry);
+                    // The hasher has met this chunk, or will; it ends without its digest only if it panics.
+                    self.open[0].digest = files.recv().ok();
+                    for entry in std::mem::take(&mut self.open) {
+                        self.toc.push(&entry)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the blob. `contents` is the hash of the members' decompressed bytes.
+    pub(super) fn finish(mut self, mut contents: Sha256, packer: &mut Packer) -> Result<Blob, Error> {
+        let toc_offset = self.size;
+        let (tar, toc_digest, toc_json_size) = std::mem::replace(&mut self.toc, Toc::new()).finish();
+        contents.update(&tar);
+        self.write(&packer.gzip(&tar))?;
+        self.write(&footer(toc_offset))?;
+        self.output.flush().map_err(Error::Write)?;
+        Ok(Blob {
+            digest: Digest::from_bytes(self.hash.finalize().into()),
+            size: self.size,
+            diff_id: Digest::from_bytes(contents.finalize().into()),
+            uncompressed_size: self.uncompressed + tar.len() as u64,
+            toc_digest,
+            toc_json_size,
+        })
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.output.write_all(bytes).map_err(Error::Write)?;
+        self.hash.update(bytes);
+        self.size += bytes.len() as u64;
+        self.observer.written(bytes.len() as u64);
+        Ok(())
+    }
+}
