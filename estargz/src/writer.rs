@@ -140,7 +140,12 @@ impl Default for Options {
 }
 
 impl Options {
-    fn check(&self) -> Result<(), Error> {
+    /// Checks what depends on no layer.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BadOption`].
+    pub fn check(&self) -> Result<(), Error> {
         let most = Limits::default().chunk_bytes;
         for (name, value, range) in
             [("chunk_size", self.chunk_size, 1..=most), ("min_chunk_size", self.min_chunk_size, 0..=most)]

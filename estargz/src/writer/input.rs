@@ -17,11 +17,10 @@ pub(super) struct Input<'o, R: Read> {
     offset: u64,
 }
 
-#[expect(clippy::large_enum_variant, reason = "there is one of them in a conversion")]
 enum Decoder<R: Read> {
     Plain(BufReader<R>),
     /// Buffered on both sides: the tar is read in blocks, and inflating has a price per call.
-    Gzip(BufReader<MultiGzDecoder<BufReader<R>>>),
+    Gzip(Box<BufReader<MultiGzDecoder<BufReader<R>>>>),
     Zstd(BufReader<zstd::Decoder<'static, BufReader<R>>>),
 }
 
@@ -38,7 +37,9 @@ impl<'o, R: Read> Input<'o, R> {
         let buffered = BufReader::with_capacity(BUFFER, Cursor::new(start).chain(input));
         let decoder = match format {
             Format::Plain => Decoder::Plain(buffered),
-            Format::Gzip => Decoder::Gzip(BufReader::with_capacity(BUFFER, MultiGzDecoder::new(buffered))),
+            Format::Gzip => {
+                Decoder::Gzip(Box::new(BufReader::with_capacity(BUFFER, MultiGzDecoder::new(buffered))))
+            }
             Format::Zstd => {
                 let decoder = zstd::Decoder::with_buffer(buffered).map_err(Error::unwrap)?;
                 Decoder::Zstd(BufReader::with_capacity(BUFFER, decoder))

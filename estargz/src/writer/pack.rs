@@ -62,8 +62,6 @@ mod tests {
         for offset in [0, 0x1234_abcd, u64::MAX] {
             assert_eq!(footer(offset), fixture::footer(offset));
         }
-        let mut decoded = Vec::new();
-        MultiGzDecoder::new(&footer(7)[..]).read_to_end(&mut decoded).unwrap();
-        assert_eq!(decoded, b"");
+        assert_eq!(MultiGzDecoder::new(&footer(7)[..]).read(&mut [0]).unwrap(), 0);
     }
 }

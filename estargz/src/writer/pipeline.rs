@@ -17,7 +17,7 @@ use std::io::Write;
 use std::num::NonZero;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, Builder, ScopedJoinHandle};
+use std::thread::{self, Builder, Scope, ScopedJoinHandle};
 
 use sha2::{Digest as _, Sha256};
 
@@ -54,20 +54,12 @@ pub(super) fn run<'a, W: Write + Send, T>(
         let queue = Arc::new(Mutex::new(queue));
         for number in 0..threads.get() {
             let (queue, done) = (Arc::clone(&queue), done.clone());
-            let work = move || pack(&queue, &done, level);
-            Builder::new()
-                .name(format!("pack-{number}"))
-                .spawn_scoped(scope, work)
-                .map_err(Error::Threads)?;
+            spawn(scope, format!("pack-{number}"), move || pack(&queue, &done, level))?;
         }
         // The packers alone keep the queue: it must go with the last of them.
         drop((queue, done));
-        let work = move || hash(&hashed, &found);
-        let hasher =
-            Builder::new().name("hash".to_owned()).spawn_scoped(scope, work).map_err(Error::Threads)?;
-        let work = move || emitter.run(&packed, &digests);
-        let emitter =
-            Builder::new().name("emit".to_owned()).spawn_scoped(scope, work).map_err(Error::Threads)?;
+        let hasher = spawn(scope, "hash".to_owned(), move || hash(&hashed, &found))?;
+        let emitter = spawn(scope, "emit".to_owned(), move || emitter.run(&packed, &digests))?;
 
         let budget = Arc::new(Budget::new(budget(threads, chunk_size)));
         let produced = produce(Feed { jobs, contents, budget, fed: 0 });
@@ -82,6 +74,14 @@ pub(super) fn run<'a, W: Write + Send, T>(
 fn budget(threads: NonZero<usize>, chunk_size: u64) -> usize {
     let chunk = usize::try_from(chunk_size).unwrap_or(usize::MAX);
     threads.get().saturating_mul(4).saturating_mul(chunk).clamp(MIN_BUDGET, MAX_BUDGET)
+}
+
+fn spawn<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    name: String,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> Result<ScopedJoinHandle<'scope, T>, Error> {
+    Builder::new().name(name).spawn_scoped(scope, work).map_err(Error::Threads)
 }
 
 fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {

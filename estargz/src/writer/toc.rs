@@ -269,6 +269,24 @@ mod tests {
     }
 
     #[test]
+    fn what_no_reader_opens_is_not_written() {
+        let entry = Entry::chunk("name".to_owned());
+        let most = u64::from(Limits::default().entries);
+        let mut long = Toc { entries: most - 1, ..Toc::new() };
+        long.push(&entry).unwrap();
+        assert!(
+            matches!(long.push(&entry), Err(Error::Limit { value, limit, .. }) if (value, limit) == (most + 1, most))
+        );
+        let most = Limits::default().toc_json_bytes;
+        let mut large = Toc { tar: vec![0; most as usize], entries: 1 };
+        let error = large.push(&entry).unwrap_err();
+        assert!(
+            matches!(error, Error::Limit { value, limit, .. } if value > most && limit == most),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn text_is_as_go_makes_it() {
         assert_eq!(text("naïve".as_bytes()), "naïve");
         assert_eq!(text(b"a\xe2\x82b\xff"), "a\u{fffd}\u{fffd}b\u{fffd}");

@@ -69,6 +69,7 @@ fn tar_unpacks_the_same_tree() {
             "--same-owner",
             "-p",
             "--delay-directory-restore",
+            "--warning=no-timestamp",
             "--numeric-owner",
         ];
         run("tar", &[&flags[..], &[&target]].concat(), &built.blob);
