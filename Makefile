@@ -4,13 +4,14 @@ SHELL := /bin/bash
 export PATH := $(PATH):$(HOME)/.cargo/bin
 CARGO := nice cargo
 
-.PHONY: help demo test build lint images clean-demo
+.PHONY: help demo test build lint bench clean-demo
 
 help:
 	@echo 'make demo        pull and run one image eagerly and lazily, and compare (needs root or sudo)'
 	@echo 'make test        lint, then every test; the system tests run as root only'
 	@echo 'make build       target/release/lazurite'
 	@echo 'make lint        formatting and clippy'
+	@echo 'make bench       measure beside peers; writes bench/results.md (needs root or sudo)'
 	@echo 'make clean-demo  remove the cached images of tests and demonstration'
 
 demo:
@@ -23,6 +24,11 @@ test:
 	$(MAKE) --no-print-directory lint
 	if [ "$$(id -u)" = 0 ]; then tests/images/build.sh busybox torture python; fi
 	$(CARGO) test --locked --workspace
+
+bench:
+	scripts/setup.sh build test
+	$(CARGO) build --locked --release
+	scripts/bench.sh target/release/lazurite
 
 build:
 	scripts/setup.sh build

@@ -23,6 +23,7 @@ test    runc                        runc
 test    docker-registry             docker-registry
 test    ctr-remote                  stargz-snapshotter
 test    skopeo                      skopeo
+test    umoci                       umoci
 test    debootstrap                 debootstrap
 test    xz                          xz-utils
 test    gpgv                        gpgv

@@ -3,12 +3,15 @@
 //! Owns the names, defaults and help texts of commands and options. Decides nothing: each command gets its parsed
 //! arguments.
 
+use std::num::NonZero;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, Level, LogFormat};
 use crate::containerd::DEFAULT_ADDRESS;
+use crate::convert::DEFAULT_LEVEL;
+use crate::transport::Location;
 
 /// Starts containers before their images have arrived.
 #[derive(Debug, Parser)]
@@ -16,7 +19,8 @@ use crate::containerd::DEFAULT_ADDRESS;
 #[command(after_help = "Examples:\n  \
     lazurite serve                               run the daemon\n  \
     lazurite check                               see what is missing on this host\n  \
-    lazurite pull registry.example.com/app:1.0   pull an image lazily")]
+    lazurite pull registry.example.com/app:1.0   pull an image lazily\n  \
+    lazurite convert docker://registry.example.com/app:1.0 docker://registry.example.com/app:1.0-esgz")]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -30,6 +34,10 @@ pub enum Command {
     Serve(ServeArgs),
     /// Pull an image through containerd; layers that can be lazy are not downloaded.
     Pull(PullArgs),
+    /// Convert an image so that its layers can be lazy.
+    Convert(Box<ConvertArgs>),
+    /// Show what is in an image's layers, and whether they can be lazy.
+    Inspect(InspectArgs),
     /// Check the kernel, the file system and containerd's configuration; say how to fix what is wrong.
     Check(CheckArgs),
     /// Show or check configuration files.
@@ -135,18 +143,160 @@ pub struct PullArgs {
     /// The platform to take from a multi-platform image: os/architecture[/variant] [default: this host's]
     #[arg(long, value_name = "PLATFORM")]
     pub platform: Option<String>,
-    /// Log in at the registry with this name and password; docker's logins are then not read
+    /// How the registry is reached.
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+    /// Print the summary as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `lazurite convert`
+#[derive(Debug, Args)]
+#[command(args_override_self = true)]
+#[command(after_help = "Places:\n  \
+    docker://HOST/REPOSITORY:TAG   a registry\n  \
+    oci:DIRECTORY[:NAME]           an image layout\n  \
+    oci-archive:FILE[:NAME]        an image layout in a tar file\n  \
+    containerd:NAME                containerd's image store\n\n\
+    Examples:\n  \
+    lazurite convert docker://registry.example.com/app:1.0 docker://registry.example.com/app:1.0-esgz\n  \
+    lazurite convert --all-platforms docker://registry.example.com/app:1.0 oci:/tmp/app:1.0\n  \
+    lazurite convert --prefetch-list files.txt containerd:app:1.0 containerd:app:1.0-esgz\n\n\
+    Layers that are eStargz already are used unchanged. What an earlier run has stored at DST is not\n\
+    made or sent again. An interrupted run leaves DST's name as it was; run the same command again.")]
+pub struct ConvertArgs {
+    /// The image: a place (see below)
+    #[arg(value_name = "SRC")]
+    pub source: Location,
+    /// Where the converted image goes
+    #[arg(value_name = "DST")]
+    pub destination: Location,
+    /// A platform to take from a multi-platform image: os/architecture[/variant]; several make an image for these
+    /// [default: this host's]
+    #[arg(long, value_name = "PLATFORM")]
+    pub platform: Vec<String>,
+    /// Convert for all platforms the image has
+    #[arg(long, conflicts_with = "platform")]
+    pub all_platforms: bool,
+    /// Name manifests, configs and layers as OCI does (this is the default)
+    #[arg(long, overrides_with = "no_oci")]
+    pub oci: bool,
+    /// Keep docker's names where the image has them
+    #[arg(long)]
+    pub no_oci: bool,
+    /// Bytes of a file that are compressed together at most: what a read of one byte costs; K, M for KiB, MiB
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "4M")]
+    pub chunk_size: u64,
+    /// Let small files share a compressed piece until it holds this much: smaller layers, larger reads
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "0")]
+    pub min_chunk_size: u64,
+    /// Compression level, from 1 (fastest) to 12 (smallest)
+    #[arg(long, value_name = "LEVEL", default_value_t = DEFAULT_LEVEL)]
+    pub level: u8,
+    /// Put files first that a program was recorded to read: lines of {"path", "manifestDigest", "layerIndex"}
+    #[arg(long, value_name = "FILE")]
+    pub record_in: Option<PathBuf>,
+    /// Put these files first: a path or a glob (*, ?, [], **) on each line, # begins a comment
+    #[arg(long, value_name = "FILE")]
+    pub prefetch_list: Option<PathBuf>,
+    /// Convert layers again that are eStargz already, or were converted by an earlier run
+    #[arg(long)]
+    pub force: bool,
+    /// Layers worked on side by side [default: the number of processors, 4 at most]
+    #[arg(long, value_name = "N")]
+    pub jobs: Option<NonZero<usize>>,
+    /// Where a layer is spooled when its files are put in another order [default: $TMPDIR, else /tmp]
+    #[arg(long, value_name = "DIR")]
+    pub tmpdir: Option<PathBuf>,
+    /// Say what would be done to each layer and how long it would take; write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// How registries are reached.
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+    /// Log in with this name and password where the image is, and nowhere else
+    #[arg(long, value_name = "USER:PASSWORD", conflicts_with = "user")]
+    pub src_user: Option<String>,
+    /// Log in with this name and password where the image goes, and nowhere else
+    #[arg(long, value_name = "USER:PASSWORD", conflicts_with = "user")]
+    pub dst_user: Option<String>,
+    /// Reach over plain http the registry where the image is
+    #[arg(long)]
+    pub src_plain_http: bool,
+    /// Reach over plain http the registry where the image goes
+    #[arg(long)]
+    pub dst_plain_http: bool,
+    /// Which containerd, for containerd:NAME.
+    #[command(flatten)]
+    pub containerd: ContainerdArgs,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `lazurite inspect`
+#[derive(Debug, Args)]
+#[command(args_override_self = true)]
+#[command(after_help = "Examples:\n  \
+    lazurite inspect registry.example.com/app:1.0\n  \
+    lazurite inspect --files --json oci:/tmp/app:1.0\n  \
+    lazurite inspect --verify ./layer.tar.gz\n\n\
+    IMAGE is a reference, a place as `lazurite convert` takes it, or a file with one layer.\n\
+    Exit status 1 if --verify finds something wrong.")]
+pub struct InspectArgs {
+    /// What to inspect
+    #[arg(value_name = "IMAGE")]
+    pub image: String,
+    /// A platform to take from a multi-platform image: os/architecture[/variant] [default: this host's]
+    #[arg(long, value_name = "PLATFORM")]
+    pub platform: Vec<String>,
+    /// Inspect what the image has for all platforms
+    #[arg(long, conflicts_with = "platform")]
+    pub all_platforms: bool,
+    /// List each layer's files with their offsets
+    #[arg(long)]
+    pub files: bool,
+    /// Read everything and check every digest
+    #[arg(long)]
+    pub verify: bool,
+    /// How registries are reached.
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+    /// Which containerd, for containerd:NAME.
+    #[command(flatten)]
+    pub containerd: ContainerdArgs,
+    /// Print the findings as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How a command reaches registries itself.
+#[derive(Debug, Args)]
+pub struct RegistryArgs {
+    /// Log in with this name and password; docker's logins are then not read
     #[arg(long, short = 'u', value_name = "USER:PASSWORD")]
     pub user: Option<String>,
-    /// Reach the registry over plain http (loopback addresses always are)
+    /// Reach registries over plain http (loopback addresses always are)
     #[arg(long)]
     pub plain_http: bool,
     /// Configuration file with the mirrors to use [default: /etc/lazurite/config.toml, if it exists]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Print the summary as JSON
-    #[arg(long)]
-    pub json: bool,
+}
+
+/// A number of bytes, or of KiB, MiB or GiB with K, M or G behind it.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|letter: char| !letter.is_ascii_digit());
+    let unit: u64 = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        unit => return Err(format!("{unit:?} is no unit; there are K, M and G")),
+    };
+    let number: u64 = digits.parse().map_err(|_| "a number of bytes, as 65536, 64K or 4M".to_owned())?;
+    number.checked_mul(unit).ok_or_else(|| "more bytes than there are".to_owned())
 }
 
 /// `lazurite check`
@@ -191,4 +341,28 @@ pub enum ConfigCommand {
     /// Print the reference page of all keys, in Markdown.
     #[command(after_help = "Example:\n  lazurite config reference >CONFIGURATION.md")]
     Reference,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_read() {
+        for (text, bytes) in
+            [("0", 0), ("65536", 65536), ("64K", 65536), ("4m", 4 << 20), ("4MiB", 4 << 20), ("1G", 1 << 30)]
+        {
+            assert_eq!(parse_size(text), Ok(bytes));
+        }
+        for text in ["", "K", "4T", "-1", "1.5M", "99999999999G"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
 }

@@ -2,6 +2,10 @@
 //!
 //! Owns how containerd is reached and how its refusals are worded. Knows nothing of images or snapshots.
 
+pub mod content;
+pub mod images;
+pub mod lease;
+
 use std::fmt::Display;
 use std::path::Path;
 use std::time::Duration;

@@ -7,9 +7,16 @@ mod check;
 mod cli;
 mod config;
 mod containerd;
+mod convert;
+mod image;
+mod inspect;
+mod login;
 mod progress;
 mod pull;
 mod serve;
+mod signals;
+mod toc;
+mod transport;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -49,9 +56,19 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             serve::run(&config)?;
         }
         Command::Pull(args) => {
-            let config = load(args.config.as_deref())?;
+            let config = load(args.registry.config.as_deref())?;
             log(Level::Warn, LogFormat::Text);
             runtime()?.block_on(pull::run(args, config))?;
+        }
+        Command::Convert(args) => {
+            let config = load(args.registry.config.as_deref())?;
+            log(Level::Warn, LogFormat::Text);
+            return runtime()?.block_on(convert::run(&args, &config));
+        }
+        Command::Inspect(args) => {
+            let config = load(args.registry.config.as_deref())?;
+            log(Level::Warn, LogFormat::Text);
+            return runtime()?.block_on(inspect::run(&args, &config));
         }
         Command::Check(args) => {
             let mut config = load(args.config.config.as_deref())?;

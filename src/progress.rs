@@ -1,5 +1,5 @@
-//! What a pull shows while it runs, on standard error: a bar for each layer on a terminal, a line for each change of
-//! a layer's state elsewhere, nothing when only the result is wanted.
+//! What a pull or a conversion shows while it runs, on standard error: a bar for each layer on a terminal, a line for
+//! each change of a layer's state elsewhere, nothing when only the result is wanted.
 //!
 //! Knows layers only by a name and a size; decides nothing.
 
@@ -33,10 +33,30 @@ impl Progress {
                 bar.set_style(style(WAITING));
                 bar.set_prefix(name.to_owned());
                 bar.set_message("waiting");
-                LayerProgress::Bar(bar)
+                LayerProgress::Bar { bar, total: None }
             }
             Self::Lines => LayerProgress::Lines(name.to_owned()),
             Self::Silent => LayerProgress::Silent,
+        }
+    }
+
+    /// A bar over all layers, which together have `size` bytes; its progress is that of its parts.
+    pub fn total(&self, size: u64) -> Total {
+        Total(match self {
+            Self::Bars(bars) => {
+                let bar = bars.add(ProgressBar::new(size));
+                bar.set_style(style(TOTAL));
+                Some(bar)
+            }
+            Self::Lines | Self::Silent => None,
+        })
+    }
+
+    /// As [`layer`](Progress::layer), for a layer that is part of a total.
+    pub fn part(&self, total: &Total, name: &str, size: u64) -> LayerProgress {
+        match self.layer(name, size) {
+            LayerProgress::Bar { bar, .. } => LayerProgress::Bar { bar, total: total.0.clone() },
+            other => other,
         }
     }
 
@@ -49,6 +69,11 @@ impl Progress {
     }
 }
 
+/// The progress of all layers together.
+#[derive(Debug)]
+pub struct Total(Option<ProgressBar>);
+
+const TOTAL: &str = "total         {bar:30}  {bytes}/{total_bytes}  {binary_bytes_per_sec}  {eta} left";
 const WAITING: &str = "{prefix}  {msg}";
 const WORKING: &str = "{prefix}  {spinner} {msg}";
 const LOADING: &str = "{prefix}  {bar:30}  {bytes}/{total_bytes}  {binary_bytes_per_sec}  {msg}";
@@ -61,8 +86,13 @@ fn style(template: &str) -> ProgressStyle {
 /// One layer's progress.
 #[derive(Debug, Clone)]
 pub enum LayerProgress {
-    /// A bar.
-    Bar(ProgressBar),
+    /// A bar, and one that shows the progress of several.
+    Bar {
+        /// The layer's.
+        bar: ProgressBar,
+        /// That of all.
+        total: Option<ProgressBar>,
+    },
     /// Lines beginning with this name.
     Lines(String),
     /// Nothing.
@@ -73,7 +103,7 @@ impl LayerProgress {
     /// The layer is worked on, without a measure of how far it is.
     pub fn doing(&self, what: &'static str) {
         match self {
-            Self::Bar(bar) => {
+            Self::Bar { bar, .. } => {
                 bar.set_style(style(WORKING));
                 bar.enable_steady_tick(Duration::from_millis(120));
                 bar.set_message(what);
@@ -83,32 +113,39 @@ impl LayerProgress {
         }
     }
 
-    /// The layer's blob is being downloaded and `present` bytes of it are here.
-    pub fn downloading(&self, present: u64) {
+    /// The bytes of the layer's blob are passing, and `present` of them have.
+    pub fn started(&self, what: &'static str, present: u64) {
         match self {
-            Self::Bar(bar) => {
+            Self::Bar { bar, .. } => {
                 bar.disable_steady_tick();
                 bar.set_style(style(LOADING));
-                bar.set_message("downloading");
+                bar.set_message(what);
                 bar.set_position(present);
                 bar.reset_eta();
             }
-            Self::Lines(name) => line(name, "downloading"),
+            Self::Lines(name) => line(name, what),
             Self::Silent => {}
         }
     }
 
-    /// `bytes` more of the blob are here.
-    pub fn downloaded(&self, bytes: u64) {
-        if let Self::Bar(bar) = self {
+    /// `bytes` more of the blob have passed.
+    pub fn advanced(&self, bytes: u64) {
+        if let Self::Bar { bar, total } = self {
             bar.inc(bytes);
+            if let Some(total) = total {
+                total.inc(bytes);
+            }
         }
     }
 
     /// The layer is dealt with.
     pub fn done(&self, how: &str) {
         match self {
-            Self::Bar(bar) => {
+            Self::Bar { bar, total } => {
+                if let Some(total) = total {
+                    // Bytes that did not have to pass.
+                    total.inc(bar.length().unwrap_or(0).saturating_sub(bar.position()));
+                }
                 bar.set_style(style(WAITING));
                 bar.finish_with_message(how.to_owned());
             }
@@ -121,4 +158,9 @@ impl LayerProgress {
 /// Progress that cannot be written is not worth failing a pull for.
 fn line(name: &str, what: &str) {
     let _ = writeln!(std::io::stderr(), "{name}  {what}");
+}
+
+/// A size in bytes for people.
+pub fn size(bytes: u64) -> String {
+    indicatif::BinaryBytes(bytes).to_string()
 }

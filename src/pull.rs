@@ -3,11 +3,10 @@
 //! containerd's own command line hands a snapshotter what it needs only in newer versions and when configured to. This
 //! command does what containerd's pull does, in the same order and with the same labels: the image's documents go into
 //! the content store ([`content`]), its layers become snapshots ([`unpack`]), and an image record makes it known, all
-//! under one lease ([`session`]). How documents are read and which labels are due is decided in [`image`], purely.
+//! under one lease ([`session`]). Which labels are due is decided in [`labels`], purely.
 
 mod content;
-mod image;
-mod login;
+mod labels;
 mod report;
 mod session;
 mod unpack;
@@ -17,29 +16,23 @@ use std::io::Write;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use containerd_client::services::v1::{CreateImageRequest, Image, UpdateImageRequest};
 use containerd_client::types;
-use prost_types::FieldMask;
 use registry::{Reference, Registry};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
-use tonic::Code;
 
 use crate::cli::PullArgs;
 use crate::config::Config;
-use crate::containerd::refused;
+use crate::containerd::images;
+use crate::image::{self, Document, INDEX_DEPTH, ImageConfig, Manifest, Platform};
+use crate::login;
 use crate::progress::Progress;
+use crate::signals;
 use content::ContentStore;
-use image::{Document, ImageConfig, Manifest, Platform};
-use login::Login;
 use report::Report;
 use session::Session;
 
 /// An image config is read into memory; real ones are a few kilobytes. The same bound as for manifests.
 const CONFIG_LIMIT: u64 = 4 << 20;
-
-/// How deep indexes may nest.
-const INDEX_DEPTH: usize = 4;
 
 /// Pulls an image and prints what became of its layers.
 ///
@@ -51,7 +44,7 @@ pub async fn run(args: PullArgs, config: Config) -> anyhow::Result<()> {
     let started = Instant::now();
     let reference: Reference = args.reference.parse()?;
     let platform = args.platform.as_deref().map_or_else(|| Ok(Platform::host()), Platform::parse)?;
-    let (settings, _login) = registry_config(&args, &reference, &config)?;
+    let (settings, _login) = login::settings(&config, &args.registry, Some(reference.host()))?;
     let registry = Registry::new(settings)?;
     let progress = if args.json { Progress::Silent } else { Progress::detect() };
     let session =
@@ -61,7 +54,9 @@ pub async fn run(args: PullArgs, config: Config) -> anyhow::Result<()> {
     let pull = Pull { session: &session, registry: &registry, reference: &reference, platform, deadline };
     let result = tokio::select! {
         result = pull.run(&progress) => result,
-        signal = interrupted() => Err(signal),
+        signal = signals::interrupted() => {
+            signal.and(Err(anyhow::anyhow!("interrupted; finished layers are kept until containerd collects them")))
+        }
     };
     progress.clear();
     let closed = session.close().await;
@@ -84,38 +79,6 @@ pub async fn run(args: PullArgs, config: Config) -> anyhow::Result<()> {
         false => writeln!(out, "{report}")?,
     }
     Ok(())
-}
-
-/// The registry client's settings with the command line's wishes for the image's registry.
-fn registry_config(
-    args: &PullArgs,
-    reference: &Reference,
-    config: &Config,
-) -> anyhow::Result<(registry::Config, Option<Login>)> {
-    let mut settings = config.registry();
-    if args.plain_http {
-        settings.hosts.entry(reference.host().to_owned()).or_default().insecure = true;
-    }
-    let login = args.user.as_deref().map(|user| Login::new(reference.host(), user)).transpose()?;
-    if let Some(login) = &login {
-        settings.docker_config = registry::DockerConfig::File(login.path());
-    }
-    Ok((settings, login))
-}
-
-/// Ends when the user or the system wants the command to stop.
-async fn interrupted() -> anyhow::Error {
-    let both = signal(SignalKind::interrupt()).and_then(|int| Ok((int, signal(SignalKind::terminate())?)));
-    match both {
-        Ok((mut int, mut term)) => {
-            tokio::select! {
-                _ = int.recv() => {}
-                _ = term.recv() => {}
-            }
-            anyhow::anyhow!("interrupted; finished layers are kept until containerd collects them")
-        }
-        Err(error) => anyhow::Error::new(error).context("cannot listen for signals"),
-    }
 }
 
 struct Pull<'a> {
@@ -154,7 +117,9 @@ impl Pull<'_> {
             .blob_bytes(self.reference, &manifest.config.digest, CONFIG_LIMIT, self.deadline())
             .await
             .context("cannot download the image config")?;
-        let ImageConfig { platform, diff_ids } = ImageConfig::parse(&config, &manifest, &self.platform)?;
+        let parsed = ImageConfig::parse(&config, &manifest)?;
+        parsed.check_platform(&self.platform)?;
+        let ImageConfig { platform, diff_ids } = parsed;
         store.put("config", &manifest.config.digest, &config, HashMap::new()).await?;
 
         let name = self.reference.to_string();
@@ -173,7 +138,7 @@ impl Pull<'_> {
             let key = format!("containerd.io/gc.ref.snapshot.{}", self.session.snapshotter());
             store.label(&manifest.config.digest, HashMap::from([(key, top.clone())])).await?;
         }
-        self.record(&name, &target).await?;
+        images::record(containerd, &name, target.clone()).await?;
         Ok(Pulled { target, manifest_digest, platform, layers })
     }
 
@@ -205,22 +170,6 @@ impl Pull<'_> {
             }
         }
         bail!("{}: more than {INDEX_DEPTH} indexes lead to one another", self.reference)
-    }
-
-    /// Makes the image known under `name`, in place of what had the name before.
-    async fn record(&self, name: &str, target: &types::Descriptor) -> anyhow::Result<()> {
-        let tried = || format!("cannot record image {name}");
-        let image = Image { name: name.to_owned(), target: Some(target.clone()), ..Default::default() };
-        let mut images = self.session.containerd().images();
-        let create = CreateImageRequest { image: Some(image.clone()), ..Default::default() };
-        match images.create(create).await {
-            Err(status) if status.code() == Code::AlreadyExists => {
-                let update_mask = Some(FieldMask { paths: vec!["target".to_owned()] });
-                let update = UpdateImageRequest { image: Some(image), update_mask, ..Default::default() };
-                images.update(update).await.map(drop).map_err(refused(tried()))
-            }
-            result => result.map(drop).map_err(refused(tried())),
-        }
     }
 
     fn deadline(&self) -> Instant {

@@ -1,25 +1,22 @@
 //! Putting an image's blobs into containerd's content store.
 //!
-//! Owns the write protocol: small documents in one message, layers streamed in ranges from the registry, an
-//! interrupted download continued where it stopped. The content store checks every blob against its digest when it is
-//! committed, so nothing wrong can get in. Everything is written under the lease the connection carries.
+//! Owns how a layer is downloaded: streamed in ranges from the registry, an interrupted download continued where it
+//! stopped, another host asked once when the bytes turn out wrong. Labels everything with where it came from.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use containerd_client::services::v1::{
-    AbortRequest, Info, InfoRequest, UpdateRequest, WriteAction, WriteContentRequest, WriteContentResponse,
-};
-use futures::channel::mpsc;
-use futures::{SinkExt, StreamExt, stream};
-use prost_types::FieldMask;
+use containerd_client::services::v1::{WriteAction, WriteContentRequest};
+use futures::{StreamExt, stream};
 use registry::{Blob, HostTag, ReadOptions, Reference};
 use tokio::time::Instant;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status};
 
-use super::image::{Descriptor, source_label};
+use super::labels::source_label;
+use crate::containerd::content::{self, LOCK_PATIENCE, LOCK_PAUSE, MESSAGE, Writer, locked};
 use crate::containerd::{Containerd, refused};
+use crate::image::Descriptor;
 use crate::progress::LayerProgress;
 
 /// Bytes asked of the registry at once.
@@ -27,13 +24,6 @@ const RANGE: u64 = 8 << 20;
 
 /// Ranges in flight for one layer: enough to keep a fast link busy, 32 MiB of memory.
 const RANGES_IN_FLIGHT: usize = 4;
-
-/// Bytes of one message to containerd, which takes at most 16 MiB.
-const MESSAGE: usize = 1 << 20;
-
-/// How long another client may hold a blob we need before we give up on it. It is checked every [`LOCK_PAUSE`].
-const LOCK_PATIENCE: Duration = Duration::from_secs(600);
-const LOCK_PAUSE: Duration = Duration::from_millis(250);
 
 /// Labels a blob with the registry and repository it came from, besides `labels`.
 #[derive(Debug)]
@@ -59,33 +49,8 @@ impl ContentStore<'_> {
         bytes: &[u8],
         labels: HashMap<String, String>,
     ) -> anyhow::Result<()> {
-        let size = i64::try_from(bytes.len())?;
-        let commit = WriteContentRequest {
-            action: WriteAction::Commit.into(),
-            r#ref: format!("{kind}-{digest}"),
-            total: size,
-            expected: digest.to_owned(),
-            data: bytes.to_vec(),
-            ..Default::default()
-        };
-        let deadline = Instant::now() + LOCK_PATIENCE;
-        loop {
-            match self.write_one(commit.clone()).await {
-                Ok(()) => break,
-                Err(status) if status.code() == Code::AlreadyExists => break,
-                Err(status) if locked(&status) && Instant::now() < deadline => {
-                    tokio::time::sleep(LOCK_PAUSE).await;
-                }
-                Err(status) => return Err(refused(format!("cannot store {kind} {digest}"))(status)),
-            }
-        }
+        content::put(self.containerd, kind, digest, bytes).await?;
         self.label(digest, labels).await
-    }
-
-    async fn write_one(&self, request: WriteContentRequest) -> Result<(), Status> {
-        let mut answers = self.containerd.content().write(stream::iter([request])).await?.into_inner();
-        while answers.message().await?.is_some() {}
-        Ok(())
     }
 
     /// Downloads a layer's blob unless it is there, and labels it.
@@ -159,8 +124,8 @@ impl ContentStore<'_> {
         // The first message only opens the blob: the answer says how much of it is there.
         let mut writer = Writer::open(self.containerd, message(WriteAction::Stat, 0, &[])).await?;
         let start =
-            u64::try_from(writer.opened.offset).context("containerd answered with a negative offset")?;
-        progress.downloading(start);
+            u64::try_from(writer.opened().offset).context("containerd answered with a negative offset")?;
+        progress.started("downloading", start);
 
         let mut host = avoid.clone();
         let ranges = ranges(start, layer.size);
@@ -175,7 +140,7 @@ impl ContentStore<'_> {
             for piece in served.bytes.chunks(MESSAGE) {
                 writer.send(message(WriteAction::Write, offset, piece)).await?;
                 offset += piece.len() as u64;
-                progress.downloaded(piece.len() as u64);
+                progress.advanced(piece.len() as u64);
             }
             host = Some(served.host);
         }
@@ -189,13 +154,8 @@ impl ContentStore<'_> {
 
     /// Drops what was received of a layer.
     async fn forget(&self, layer: &Descriptor) -> anyhow::Result<()> {
-        let request = AbortRequest { r#ref: ingest(layer) };
-        match self.containerd.content().abort(request).await {
-            Err(status) if status.code() != Code::NotFound => {
-                Err(refused("cannot drop what was received of it")(status))
-            }
-            _ => Ok(()),
-        }
+        let dropped = content::abort(self.containerd, &ingest(layer)).await;
+        dropped.map_err(refused("cannot drop what was received of it"))
     }
 
     /// Sets `labels` and the source label on a blob that is in the store; other labels stay.
@@ -204,33 +164,17 @@ impl ContentStore<'_> {
     ///
     /// The blob is not there.
     pub async fn label(&self, digest: &str, mut labels: HashMap<String, String>) -> anyhow::Result<()> {
-        let tried = || format!("cannot label content {digest}");
-        let mut content = self.containerd.content();
-        let info = content.info(InfoRequest { digest: digest.to_owned() }).await.map_err(refused(tried()))?;
-        let present = info.into_inner().info.unwrap_or_default().labels;
-        labels.extend(source_label(&present, self.reference.host(), self.reference.repository()));
-        labels.retain(|key, value| present.get(key) != Some(value));
-        if labels.is_empty() {
-            return Ok(());
-        }
-        let paths = labels.keys().map(|key| format!("labels.{key}")).collect();
-        let request = UpdateRequest {
-            info: Some(Info { digest: digest.to_owned(), labels, ..Default::default() }),
-            update_mask: Some(FieldMask { paths }),
-        };
-        content.update(request).await.map_err(refused(tried()))?;
-        Ok(())
+        content::label(self.containerd, digest, |present| {
+            labels.extend(source_label(present, self.reference.host(), self.reference.repository()));
+            labels
+        })
+        .await
     }
 }
 
 /// The name of a layer's partial download; containerd's own clients use the same, so each continues the other's.
 fn ingest(layer: &Descriptor) -> String {
     format!("layer-{}", layer.digest)
-}
-
-/// Somebody else is writing the same blob.
-fn locked(status: &Status) -> bool {
-    status.code() == Code::Unavailable
 }
 
 /// `start..size` in pieces of [`RANGE`].
@@ -259,35 +203,6 @@ impl From<anyhow::Error> for Failed {
     fn from(error: anyhow::Error) -> Self {
         Self::Other(error)
     }
-}
-
-/// A blob being written. Every message is answered before the next is sent, so that memory stays bounded by what is
-/// in flight from the registry.
-struct Writer {
-    requests: mpsc::Sender<WriteContentRequest>,
-    answers: Streaming<WriteContentResponse>,
-    opened: WriteContentResponse,
-}
-
-impl Writer {
-    async fn open(containerd: &Containerd, first: WriteContentRequest) -> Result<Self, Status> {
-        let (mut requests, outgoing) = mpsc::channel(1);
-        // containerd answers nothing, not even headers, before it has the first message.
-        requests.try_send(first).map_err(|_| Status::internal("the request stream is closed"))?;
-        let mut answers = containerd.content().write(outgoing).await?.into_inner();
-        let opened = answer(&mut answers).await?;
-        Ok(Self { requests, answers, opened })
-    }
-
-    async fn send(&mut self, message: WriteContentRequest) -> Result<(), Status> {
-        // If the stream is gone, its end says why.
-        let _ = self.requests.send(message).await;
-        answer(&mut self.answers).await.map(drop)
-    }
-}
-
-async fn answer(answers: &mut Streaming<WriteContentResponse>) -> Result<WriteContentResponse, Status> {
-    answers.message().await?.ok_or_else(|| Status::aborted("containerd ended the transfer early"))
 }
 
 /// Whether a layer's blob is one containerd can unpack.

@@ -7,7 +7,8 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::unpack::short;
+use crate::image::short;
+use crate::progress::size;
 
 /// A finished pull.
 #[derive(Debug, Serialize)]
@@ -107,11 +108,6 @@ impl fmt::Display for Report {
         let (image, digest, all, seconds) = (&self.reference, &self.digest, self.layers.len(), self.seconds);
         write!(f, "{image} {digest}: {lazy} of {all} layers lazy, {seconds:.1} s")
     }
-}
-
-/// A size in bytes for people.
-fn size(bytes: u64) -> String {
-    indicatif::BinaryBytes(bytes).to_string()
 }
 
 #[cfg(test)]

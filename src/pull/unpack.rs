@@ -24,14 +24,12 @@ use tokio::sync::Semaphore;
 use tonic::{Code, Status};
 
 use super::content::ContentStore;
-use super::image::{Descriptor, LayerLabels};
+use super::labels::LayerLabels;
 use super::report::{Layer, Outcome};
 use super::session::Session;
 use crate::containerd::{refused, said};
+use crate::image::{Descriptor, TOC_DIGEST, short};
 use crate::progress::{LayerProgress, Progress};
-
-/// The annotation of an eStargz layer without which it cannot be verified lazily.
-const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
 
 /// Set by remote snapshotters on what they committed without unpacking.
 const REMOTE: &str = "containerd.io/snapshot/remote";
@@ -304,10 +302,4 @@ impl Outcome {
     fn unpacked(labels: &HashMap<String, String>) -> Self {
         Self::Unpacked { reason: labels.get(REASON).cloned() }
     }
-}
-
-/// A digest short enough for a line.
-pub fn short(digest: &str) -> String {
-    let hex = digest.rsplit(':').next().unwrap_or(digest);
-    hex.chars().take(12).collect()
 }

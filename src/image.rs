@@ -1,21 +1,39 @@
-//! An image as the registry describes it, and what containerd wants to know of it: pure functions.
+//! An image as its documents describe it: pure functions.
 //!
 //! Owns reading manifests, indexes and configs (OCI and docker schema 2), the choice of a platform, chain ids, and the
-//! labels that let containerd's garbage collector and a remote snapshotter follow an image. No I/O.
+//! labels by which containerd's garbage collector follows an image. No I/O.
 
 use std::collections::HashMap;
 
 use anyhow::{Context, bail, ensure};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
-/// The largest value a label may have together with its key, in bytes (containerd: labels/validate.go).
-const LABEL_LIMIT: usize = 4096;
+/// The annotation of an eStargz layer without which it cannot be verified lazily.
+pub const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
 
-/// Annotations whose keys start so are handed to the snapshotter (containerd: core/snapshots, FilterInheritedLabels).
-const SNAPSHOT_PREFIX: &str = "containerd.io/snapshot/";
+/// How deep indexes may nest.
+pub const INDEX_DEPTH: usize = 4;
 
-/// The chain id a remote snapshotter is asked to commit the layer under.
-pub const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
+/// Go writes `null` for a list or map without anything in it.
+fn nothing<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+/// Reads a document. A list in the place of an object is refused, which serde would take for its fields in order.
+fn parse<T: for<'de> Deserialize<'de>>(bytes: &[u8], objects: &[&str]) -> anyhow::Result<T> {
+    let value: Value = serde_json::from_slice(bytes)?;
+    for path in objects {
+        if let Some(found) = value.pointer(path) {
+            ensure!(found.is_object(), "{:?} is no object", if path.is_empty() { "/" } else { path });
+        }
+    }
+    for list in ["layers", "manifests"] {
+        let entries = value.get(list).and_then(Value::as_array);
+        ensure!(entries.into_iter().flatten().all(Value::is_object), "an entry of {list:?} is no object");
+    }
+    Ok(serde_json::from_value(value)?)
+}
 
 /// One blob as a manifest or index refers to it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -28,7 +46,7 @@ pub struct Descriptor {
     /// Size in bytes.
     pub size: u64,
     /// What the builder noted, among it a layer's TOC digest.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nothing")]
     pub annotations: HashMap<String, String>,
     /// In an index: what the manifest is for.
     #[serde(default)]
@@ -62,11 +80,13 @@ pub struct Manifest {
     /// How to run it, and the diff ids of its layers.
     pub config: Descriptor,
     /// From the bottom up.
+    #[serde(default, deserialize_with = "nothing")]
     pub layers: Vec<Descriptor>,
 }
 
 #[derive(Deserialize)]
 struct Index {
+    #[serde(default, deserialize_with = "nothing")]
     manifests: Vec<Descriptor>,
 }
 
@@ -88,8 +108,14 @@ struct ConfigFile {
 
 #[derive(Deserialize)]
 struct RootFs {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nothing")]
     diff_ids: Vec<String>,
+}
+
+impl ConfigFile {
+    fn parse(bytes: &[u8]) -> anyhow::Result<Self> {
+        parse(bytes, &["", "/rootfs"]).context("the image config is not valid")
+    }
 }
 
 impl Document {
@@ -102,12 +128,12 @@ impl Document {
         match media_type {
             "application/vnd.oci.image.index.v1+json"
             | "application/vnd.docker.distribution.manifest.list.v2+json" => {
-                let index: Index = serde_json::from_slice(bytes).context("the image index is not valid")?;
+                let index: Index = parse(bytes, &[""]).context("the image index is not valid")?;
                 Ok(Self::Index(index.manifests))
             }
             "application/vnd.oci.image.manifest.v1+json"
             | "application/vnd.docker.distribution.manifest.v2+json" => {
-                Ok(Self::Manifest(serde_json::from_slice(bytes).context("the image manifest is not valid")?))
+                Ok(Self::Manifest(parse(bytes, &["", "/config"]).context("the image manifest is not valid")?))
             }
             other => bail!("the reference leads to a document of type {other}, which is not an image"),
         }
@@ -134,27 +160,45 @@ impl Document {
 }
 
 impl ImageConfig {
-    /// Reads the config of `manifest`, which is to run on `wanted`.
+    /// Reads the config of `manifest`.
     ///
     /// # Errors
     ///
-    /// The config is not valid, belongs to another manifest, or the image is for another platform. An image may
-    /// be reached without an index, so its manifest was not necessarily chosen by platform.
-    pub fn parse(bytes: &[u8], manifest: &Manifest, wanted: &Platform) -> anyhow::Result<Self> {
-        let file: ConfigFile = serde_json::from_slice(bytes).context("the image config is not valid")?;
-        let platform = file.platform.normal();
-        ensure!(
-            wanted.distance(&platform).is_some(),
-            "the image is for platform {platform}, not for {wanted}; to pull it all the same, say --platform {platform}"
-        );
+    /// The config is not valid, or belongs to another manifest.
+    pub fn parse(bytes: &[u8], manifest: &Manifest) -> anyhow::Result<Self> {
+        let file = ConfigFile::parse(bytes)?;
         let (layers, diff_ids) = (manifest.layers.len(), file.rootfs.diff_ids);
         ensure!(
             diff_ids.len() == layers,
             "the image config names {} layers and the manifest {layers}: the image is damaged",
             diff_ids.len()
         );
-        Ok(Self { platform, diff_ids })
+        Ok(Self { platform: file.platform.normal(), diff_ids })
     }
+
+    /// Checks that the image runs on `wanted`. An image may be reached without an index, so its manifest was not
+    /// necessarily chosen by platform.
+    ///
+    /// # Errors
+    ///
+    /// It is for another platform.
+    pub fn check_platform(&self, wanted: &Platform) -> anyhow::Result<()> {
+        let platform = &self.platform;
+        ensure!(
+            wanted.distance(platform).is_some(),
+            "the image is for platform {platform}, not for {wanted}; to take it all the same, say --platform {platform}"
+        );
+        Ok(())
+    }
+}
+
+/// The diff ids of an image config, from the bottom up.
+///
+/// # Errors
+///
+/// It is not valid.
+pub fn diff_ids(config: &[u8]) -> anyhow::Result<Vec<String>> {
+    Ok(ConfigFile::parse(config)?.rootfs.diff_ids)
 }
 
 /// Chain ids from diff ids, both from the bottom up (OCI image-spec, config.md, "Layer ChainID").
@@ -266,74 +310,10 @@ pub fn choose<'a>(manifests: &'a [Descriptor], platform: &Platform) -> anyhow::R
     })
 }
 
-/// What is said of a layer to the snapshotter.
-#[derive(Debug)]
-pub struct LayerLabels<'a> {
-    /// The image's name as it will be recorded.
-    pub reference: &'a str,
-    /// Digest of the platform's manifest.
-    pub manifest_digest: &'a str,
-    /// The image's layers from the bottom up.
-    pub layers: &'a [Descriptor],
-}
-
-impl LayerLabels<'_> {
-    /// The labels of layer `n` when its snapshot is prepared and committed.
-    ///
-    /// They are what containerd's own unpacker sends when annotations are on (pkg/snapshotters/annotations.go and
-    /// core/unpack): its chain id, the image's name and digests, and those annotations of the layer that are meant
-    /// for snapshotters, in particular the TOC digest.
-    pub fn of(&self, n: usize, chain_id: &str) -> HashMap<String, String> {
-        let layer = &self.layers[n];
-        let mut labels: HashMap<String, String> = layer
-            .annotations
-            .iter()
-            .filter(|(key, _)| key.starts_with(SNAPSHOT_PREFIX))
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect();
-        let own = [
-            ("cri.image-ref", self.reference.to_owned()),
-            ("cri.layer-digest", layer.digest.clone()),
-            ("cri.manifest-digest", self.manifest_digest.to_owned()),
-            ("cri.image-layers", image_layers(&self.layers[n..])),
-        ];
-        labels.extend(own.map(|(key, value)| (format!("{SNAPSHOT_PREFIX}{key}"), value)));
-        labels.insert(SNAPSHOT_REF.to_owned(), chain_id.to_owned());
-        labels
-    }
-}
-
-/// The digests of `layers` with commas between, as many as a label holds.
-fn image_layers(layers: &[Descriptor]) -> String {
-    let room = LABEL_LIMIT - SNAPSHOT_PREFIX.len() - "cri.image-layers".len();
-    let mut list = String::new();
-    for layer in layers {
-        let comma = if list.is_empty() { "" } else { "," };
-        if list.len() + comma.len() + layer.digest.len() > room {
-            break;
-        }
-        list.push_str(comma);
-        list.push_str(&layer.digest);
-    }
-    list
-}
-
-/// The label that says which repository of which registry a blob came from (containerd:
-/// docker.AppendDistributionSourceLabel): repositories of one registry are listed with commas.
-pub fn source_label(
-    present: &HashMap<String, String>,
-    host: &str,
-    repository: &str,
-) -> Option<(String, String)> {
-    let key = format!("containerd.io/distribution.source.{host}");
-    let mut repositories: Vec<&str> = present.get(&key).map_or(Vec::new(), |list| list.split(',').collect());
-    if repositories.contains(&repository) {
-        return None;
-    }
-    repositories.push(repository);
-    repositories.sort_unstable();
-    let list = repositories.join(",");
-    (key.len() + list.len() <= LABEL_LIMIT).then_some((key, list))
+/// A digest short enough for a line.
+pub fn short(digest: &str) -> String {
+    let hex = digest.rsplit(':').next().unwrap_or(digest);
+    hex.chars().take(12).collect()
 }
 
 #[cfg(test)]
