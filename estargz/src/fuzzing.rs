@@ -10,7 +10,10 @@ use bytes::Bytes;
 use flate2::bufread::MultiGzDecoder;
 
 use crate::writer::{self, Pattern};
-use crate::{ChunkSpec, Digest, Error, Format, Kind, Limits, Opener, Step, Toc, TocJson, decode_member};
+use crate::{
+    ChunkSpec, Content, DecodedMember, Digest, Error, Format, Kind, Limits, Opener, Step, Toc, TocJson,
+    decode_member, headers, inflate,
+};
 
 /// Limits small enough that a fuzzer reaches them.
 pub fn limits() -> Limits {
@@ -33,11 +36,12 @@ pub fn limits() -> Limits {
 pub type Target = (&'static str, fn(&[u8]), fn(usize) -> usize);
 
 /// All targets. The ceilings follow from [`limits`] and the costs that [`Limits`] documents.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     ("footer", footer, opening),
     ("blob", blob, opening),
     ("toc", toc, parsing),
     ("member", member, decoding),
+    ("whole", whole, decoding_all),
     ("writer_tar", writer_tar, writing),
 ];
 
@@ -54,6 +58,12 @@ fn parsing(json: usize) -> usize {
 
 fn decoding(len: usize) -> usize {
     len + limits().chunk_bytes as usize + DECODER
+}
+
+/// A growing buffer is held twice while it is moved. What headers become takes some multiple of their blocks, and an
+/// extension's records are held along with it.
+fn decoding_all(len: usize) -> usize {
+    len + 16 * limits().member_bytes as usize + DECODER
 }
 
 /// Members are allocated here and freed elsewhere, so all that the output's limit lets through counts, with rows that
@@ -154,17 +164,45 @@ pub fn member(data: &[u8]) {
     assert!(spec.verify(Bytes::copy_from_slice(data)).is_ok());
 }
 
-/// `data` is a layer, compressed or not.
-pub fn writer_tar(data: &[u8]) {
-    // No mutation finds the right checksum, and behind a wrong one nothing is read.
-    let mut data = data.to_vec();
-    for block in data.as_chunks_mut::<512>().0 {
+/// `data` is a member with headers in it, of which nothing is known; or its decompressed bytes.
+pub fn whole(data: &[u8]) {
+    let limits = limits();
+    let decoded = DecodedMember::decode(data, &limits);
+    if let Ok(member) = &decoded {
+        let all = inflate::members(data, limits.member_bytes);
+        assert!(all.is_ok_and(|all| all.len() as u64 >= member.len() && member.len() <= limits.member_bytes));
+        let nothing = Digest::from_bytes([0; 32]);
+        let spec = ChunkSpec { inner_offset: 0, size: member.len(), digest: nothing };
+        let Err(Error::ChunkDigestMismatch { actual, .. }) = member.chunk(spec) else {
+            panic!("a chunk was verified")
+        };
+        assert!(member.chunk(ChunkSpec { digest: actual, ..spec }).is_ok());
+        let _ = member.headers(0..member.len());
+    }
+    let mut tar = data.to_vec();
+    seal(&mut tar);
+    for entry in headers::read(&tar).unwrap_or_default() {
+        assert!(entry.mode <= 0o7777 && !entry.name.is_empty());
+        assert!(entry.xattrs.array_windows().all(|[(one, _), (other, _)]| one < other));
+        assert_eq!(entry.size == 0, entry.content == Content::None);
+    }
+}
+
+/// Makes checksums right: no mutation finds them, and behind a wrong one nothing is read.
+fn seal(tar: &mut [u8]) {
+    for block in tar.as_chunks_mut::<512>().0 {
         if &block[257..262] == b"ustar" {
             block[148..156].fill(b' ');
             let sum: u32 = block.iter().map(|&byte| u32::from(byte)).sum();
             block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
         }
     }
+}
+
+/// `data` is a layer, compressed or not.
+pub fn writer_tar(data: &[u8]) {
+    let mut data = data.to_vec();
+    seal(&mut data);
     // Half of all inputs are reordered.
     let prioritized = match Digest::of(&data).as_bytes()[0] {
         0..128 => vec![],

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::io::{ErrorKind, Read};
 
-use flate2::bufread::GzDecoder;
+use flate2::bufread::{GzDecoder, MultiGzDecoder};
 
 /// Why a member did not yield a byte.
 #[derive(Debug)]
@@ -50,5 +50,28 @@ impl<'a> Inflate<'a> {
             count -= n as u64;
         }
         Ok(())
+    }
+}
+
+/// Why not all of the members could be decoded.
+#[derive(Debug)]
+pub(crate) enum Whole {
+    Fault(Fault),
+    /// More would come out than is allowed.
+    Limit,
+}
+
+/// Decodes gzip members that follow one another, at least one, to `limit` bytes at most.
+pub(crate) fn members(compressed: &[u8], limit: u64) -> Result<Vec<u8>, Whole> {
+    if compressed.is_empty() {
+        return Err(Whole::Fault(Fault::Truncated));
+    }
+    let mut bytes = Vec::new();
+    let read = MultiGzDecoder::new(compressed).take(limit.saturating_add(1)).read_to_end(&mut bytes);
+    match read {
+        Ok(_) if bytes.len() as u64 > limit => Err(Whole::Limit),
+        Ok(_) => Ok(bytes),
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => Err(Whole::Fault(Fault::Truncated)),
+        Err(error) => Err(Whole::Fault(Fault::Corrupt(error.to_string().into()))),
     }
 }

@@ -20,7 +20,8 @@
 //! 2. [`TocJson::verify`] compares the digest of the JSON with the trusted one and only then parses it, into a
 //!    [`VerifiedToc`]: a normalised tree of [`Inode`]s, their [`Chunk`]s, and the [`Member`]s these live in.
 //! 3. [`decode_member`] takes the bytes of one member and the chunks wanted from it, and returns
-//!    [`VerifiedChunk`]s.
+//!    [`VerifiedChunk`]s. [`DecodedMember`] does so for a member whose bytes are all there, faster, and reads the tar headers
+//!    between its chunks, by which a TOC can be compared with the tar it claims to describe.
 //!
 //! # Invariants
 //!
@@ -42,6 +43,7 @@ mod fixture;
 mod footer;
 #[doc(hidden)]
 pub mod fuzzing;
+mod headers;
 mod inflate;
 mod limits;
 mod member;
@@ -52,10 +54,12 @@ pub mod writer;
 pub use digest::Digest;
 pub use error::Error;
 pub use footer::Format;
+pub use headers::{Content, TarEntry};
 pub use limits::Limits;
-pub use member::{ChunkSpec, VerifiedChunk, decode_member};
+pub use member::{ChunkSpec, DecodedMember, VerifiedChunk, decode_member};
 pub use open::{Opener, Step};
 pub use toc::{Chunk, Inode, Kind, Landmark, Member, Timestamp, Toc, TocJson, VerifiedToc};
+pub use writer::tar::Kind as TarKind;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -79,7 +79,7 @@ mod pack;
 mod pattern;
 mod pipeline;
 mod spool;
-mod tar;
+pub(crate) mod tar;
 mod toc;
 
 use std::io::{self, Read, Seek, Write};

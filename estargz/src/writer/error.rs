@@ -112,7 +112,7 @@ pub enum Error {
 }
 
 impl Error {
-    pub(super) fn entry(name: &[u8], why: impl Into<Cow<'static, str>>) -> Self {
+    pub(crate) fn entry(name: &[u8], why: impl Into<Cow<'static, str>>) -> Self {
         Error::BadEntry { name: show(name), why: why.into() }
     }
 

@@ -29,8 +29,9 @@ mod tests;
 
 use std::io::{self, Read};
 
-pub(super) use entry::{Entry, Kind};
-pub(super) use header::{BLOCK, Header};
+pub(crate) use entry::Entry;
+pub use entry::Kind;
+pub(crate) use header::{BLOCK, Header};
 
 use super::Error;
 use super::error::show;
@@ -43,7 +44,7 @@ use sparse::{Piece, Sparse};
 const MAX_EXTENSION: u64 = 1 << 20;
 
 /// A tar as a stream of entries. Reads the input in any small pieces: it should be buffered.
-pub(super) struct Reader<R> {
+pub(crate) struct Reader<R> {
     input: R,
     /// Bytes read so far.
     position: u64,
@@ -67,12 +68,12 @@ struct Content {
 
 impl<R: Read> Reader<R> {
     /// Reads `input` from where it stands, which must be the start of an entry.
-    pub(super) fn new(input: R) -> Self {
+    pub(crate) fn new(input: R) -> Self {
         Reader { input, position: 0, name: Vec::new(), content: Content::default() }
     }
 
     /// Bytes read so far. Between entries, and before anything of the content is read, that is where headers end.
-    pub(super) fn position(&self) -> u64 {
+    pub(crate) fn position(&self) -> u64 {
         self.position
     }
 
@@ -85,7 +86,7 @@ impl<R: Read> Reader<R> {
     }
 
     /// The next entry; `None` at the end of the archive.
-    pub(super) fn next(&mut self) -> Result<Option<Entry>, Error> {
+    pub(crate) fn next(&mut self) -> Result<Option<Entry>, Error> {
         self.skip()?;
         let mut extensions = Extensions::default();
         loop {

@@ -15,38 +15,45 @@ const XATTR: &[u8] = b"SCHILY.xattr.";
 
 /// An entry, its extensions taken into account.
 #[derive(Debug)]
-pub(in crate::writer) struct Entry {
+pub(crate) struct Entry {
     /// The blocks in front of the content: extension headers and the header itself.
-    pub(in crate::writer) header: Vec<u8>,
-    pub(in crate::writer) kind: Kind,
+    pub(crate) header: Vec<u8>,
+    pub(crate) kind: Kind,
     /// As in the tar, not empty.
-    pub(in crate::writer) name: Vec<u8>,
+    pub(crate) name: Vec<u8>,
     /// Target of a link, not empty; empty for all others.
-    pub(in crate::writer) link: Vec<u8>,
+    pub(crate) link: Vec<u8>,
     /// The header's field, which may hold more than permissions.
-    pub(in crate::writer) mode: u64,
-    pub(in crate::writer) uid: u32,
-    pub(in crate::writer) gid: u32,
-    pub(in crate::writer) user: Vec<u8>,
-    pub(in crate::writer) group: Vec<u8>,
-    pub(in crate::writer) mtime: Timestamp,
+    pub(crate) mode: u64,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) user: Vec<u8>,
+    pub(crate) group: Vec<u8>,
+    pub(crate) mtime: Timestamp,
     /// Bytes of content, holes included; 0 unless regular.
-    pub(in crate::writer) size: u64,
+    pub(crate) size: u64,
     /// Major and minor number; 0 unless a device.
-    pub(in crate::writer) device: (u32, u32),
+    pub(crate) device: (u32, u32),
     /// Names and values; the last one of a name counts.
-    pub(in crate::writer) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-/// What an entry is.
+/// What an entry of a tar is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::writer) enum Kind {
+pub enum Kind {
+    /// Directory.
     Directory,
+    /// Regular file.
     Regular,
+    /// Symbolic link.
     Symlink,
+    /// Another name for a file met before.
     HardLink,
+    /// Character device.
     CharDevice,
+    /// Block device.
     BlockDevice,
+    /// Named pipe.
     Fifo,
 }
 

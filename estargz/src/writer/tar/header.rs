@@ -18,7 +18,7 @@
 use std::borrow::Cow;
 
 /// Size of a tar block in bytes.
-pub(in crate::writer) const BLOCK: usize = 512;
+pub(crate) const BLOCK: usize = 512;
 
 /// A block of a tar.
 pub(super) type Block = [u8; BLOCK];
@@ -70,7 +70,7 @@ pub(super) enum Dialect {
 
 /// A header block with a sound checksum.
 #[derive(Clone)]
-pub(in crate::writer) struct Header {
+pub(crate) struct Header {
     block: Block,
     dialect: Dialect,
 }
@@ -95,7 +95,7 @@ impl Header {
     }
 
     /// The header of an entry that this crate makes: a regular file of root's without mode and time.
-    pub(in crate::writer) fn file(name: &[u8], size: u64) -> Self {
+    pub(crate) fn file(name: &[u8], size: u64) -> Self {
         let mut header = Header { block: [0; BLOCK], dialect: Dialect::Ustar };
         header.put(NAME, name);
         for field in [MODE, UID, GID, DEVMAJOR, DEVMINOR] {
@@ -116,7 +116,7 @@ impl Header {
         header
     }
 
-    pub(in crate::writer) fn block(&self) -> &Block {
+    pub(crate) fn block(&self) -> &Block {
         &self.block
     }
 
