@@ -49,6 +49,9 @@ section! {
         noprefetch: bool = false,
         /// Do not download what no container has read. Layers then stay lazy for ever and need the registry.
         no_background_fetch: bool = false,
+        /// Do not turn layers into plain directories once all of them is here. Containers then read them through the
+        /// mount for ever.
+        no_graduation: bool = false,
         /// Background downloads at a time in the whole daemon; reads by containers are not counted and overtake
         /// them. 0 means the default.
         max_concurrency: u64 = 8,

@@ -51,7 +51,10 @@ async fn serve(config: &Config, root: &Path) -> anyhow::Result<()> {
     let plane = Plane::start(plane::settings(config, root, settings.overlay), registry)
         .with_context(|| format!("mounting lazy layers under {}", root.display()))?;
     let snapshotter = Arc::new(Snapshotter::open(settings, Arc::new(plane::Port::new(plane.clone(), root)))?);
-    restore(&plane, root, snapshotter.remote_snapshots().await?).await;
+    if let Some(graduations) = plane.graduations() {
+        tokio::spawn(plane::relink(graduations, snapshotter.clone()));
+    }
+    restore(&plane, root, &snapshotter).await?;
 
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -92,13 +95,18 @@ async fn serve(config: &Config, root: &Path) -> anyhow::Result<()> {
 
 /// Shows the layers of lazy snapshots again and clears what no snapshot names. A layer that is not on disk any more
 /// costs itself only: it is opened from its registry behind, for as long as that takes.
-async fn restore(plane: &Arc<Plane>, root: &Path, remotes: Vec<Remote>) {
-    let total = remotes.len();
+async fn restore(
+    plane: &Arc<Plane>,
+    root: &Path,
+    snapshotter: &Snapshotter<plane::Port>,
+) -> anyhow::Result<()> {
+    let remotes = snapshotter.remote_snapshots().await?;
+    let (total, snapshots) = (remotes.len(), root.join("snapshots"));
     let mut wanted = HashSet::new();
     let mut restored = 0;
     // One after the other, the oldest first: a layer may look at those below it. Each takes about a millisecond.
     for Remote { slot, request } in remotes {
-        let request = match plane::request(&request, &root.join("snapshots")) {
+        let request = match plane::request(&request, &snapshots) {
             Ok(request) => request,
             Err(error) => {
                 tracing::warn!(slot, %error, "a lazy snapshot's record cannot be used");
@@ -107,7 +115,16 @@ async fn restore(plane: &Arc<Plane>, root: &Path, remotes: Vec<Remote>) {
         };
         wanted.insert(request.toc_digest);
         match plane.restore(slot, &request).await {
-            Ok(_) => restored += 1,
+            Ok(attached) => {
+                restored += 1;
+                // A crash may have come between the two.
+                if let Some(tree) = attached.tree
+                    && fs::read_link(snapshots.join(slot.to_string()).join("fs")).ok()
+                        != Some(plane::place(slot, Some(&tree)))
+                {
+                    plane::link(snapshotter, slot, &tree).await;
+                }
+            }
             Err(error) => {
                 tracing::warn!(slot, layer = %request.toc_digest, %error, "not on disk; opening from the registry");
                 tokio::spawn(plane::reattach(plane.clone(), slot, request));
@@ -123,6 +140,7 @@ async fn restore(plane: &Arc<Plane>, root: &Path, remotes: Vec<Remote>) {
             tracing::warn!(%error, "looking for layers nobody names");
         }
     });
+    Ok(())
 }
 
 /// The root is root's alone: set-id programs of images lie under it.

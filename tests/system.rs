@@ -156,7 +156,7 @@ fn python_runs_from_an_image_of_ctr_remote_with_part_of_it_fetched() {
 
 #[test]
 fn the_trees_of_lazy_images_equal_the_unpacked_ones() {
-    let Some(stand) = Stand::new("") else { return };
+    let Some(stand) = Stand::new("no_graduation = true\n") else { return };
     for image in [Image::torture(), Image::python()] {
         let registry = DockerRegistry::with_images(&stand.dir.path().join("registry"), &image);
         let reference = image.reference(&registry, Form::Estargz);
@@ -170,6 +170,59 @@ fn the_trees_of_lazy_images_equal_the_unpacked_ones() {
         assert!(outcomes(&summary).iter().filter(|o| *o == "lazy").count() >= 3, "{summary:#}");
         assert!(eager.len() > 50, "{} has a tree", image.name());
         assert_same(&described(eager, stand.started), &described(stand.tree(SNAPSHOTTER), stand.started));
+        stand.containerd.ctr_ok(&["images", "rm", "--sync", &reference]);
+    }
+}
+
+/// Where the snapshots of lazy layers lead, and the number of those that lead to a directory of their own.
+fn places(root: &Path) -> (Vec<PathBuf>, usize) {
+    let snapshots = fs::read_dir(root.join("snapshots")).unwrap().map(|entry| entry.unwrap().path());
+    let links: Vec<PathBuf> = snapshots.filter_map(|dir| fs::read_link(dir.join("fs")).ok()).collect();
+    let graduated = links.iter().filter(|link| link.starts_with("../../layers")).count();
+    (links, graduated)
+}
+
+#[test]
+fn images_become_plain_directories_behind_the_container_and_then_need_no_daemon() {
+    let Some(mut stand) = Stand::new("") else { return };
+    for (image, stay) in [(Image::torture(), 1), (Image::python(), 0)] {
+        let mut registry = DockerRegistry::with_images(&stand.dir.path().join("registry"), &image);
+        let reference = image.reference(&registry, Form::Estargz);
+        stand.containerd.pull_eagerly("overlayfs", &reference);
+        let eager = described(stand.tree("overlayfs"), stand.started);
+        stand.containerd.ctr_ok(&["images", "rm", "--sync", &reference]);
+        stand.pull(&reference);
+        let is_python = image.name() == "python";
+        let sleep = if is_python { "exec sleep 600" } else { "busybox sleep 600" };
+        let sleep = ["/bin/sh", "-c", sleep];
+        let before = stand.containerd.start_task(SNAPSHOTTER, &reference, &sleep);
+        // One layer of the torture image occurs twice, and the second keeps its slot.
+        let root = stand.lazurite.root();
+        let graduated = || {
+            let (links, graduated) = places(&root);
+            graduated > 0 && graduated + stay == links.len()
+        };
+        assert!(guard::eventually(LIMIT, graduated), "{:?} {}", places(&root), stand.lazurite.log());
+        // It goes on through the mount.
+        assert_eq!(text(&before.exec(&["/bin/sh", "-c", "echo still"])), "still\n");
+        drop(before);
+        assert_same(&eager, &described(stand.tree(SNAPSHOTTER), stand.started));
+
+        // Started on directories alone, a container goes on without daemon and registry, on pages never read before.
+        if is_python {
+            let after = stand.containerd.start_task(SNAPSHOTTER, &reference, &sleep);
+            stand.lazurite.kill();
+            registry.stop();
+            let said =
+                after.exec(&["/usr/bin/python3", "-c", "import json, sqlite3; print(json.dumps([1]))"]);
+            assert_eq!(text(&said), "[1]\n");
+            drop(after);
+            stand.lazurite.resume();
+            let connected =
+                || stand.containerd.ctr(&["snapshots", "--snapshotter", SNAPSHOTTER, "ls"]).status.success();
+            assert!(guard::eventually(LIMIT, connected));
+            assert_same(&eager, &described(stand.tree(SNAPSHOTTER), stand.started));
+        }
         stand.containerd.ctr_ok(&["images", "rm", "--sync", &reference]);
     }
 }

@@ -22,7 +22,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use estargz::ChunkSpec;
+use estargz::{ChunkSpec, DecodedMember};
 use parking_lot::Mutex;
 use registry::{HostTag, ReadOptions};
 use tokio::{
@@ -30,7 +30,10 @@ use tokio::{
     time::Instant,
 };
 
-use crate::{index::Index, layer::Layer};
+use crate::{
+    index::Index,
+    layer::{Audits, Layer},
+};
 
 pub mod plan;
 mod scheduler;
@@ -43,6 +46,9 @@ use scheduler::{Admission, Scheduler};
 /// Bytes that fail verification are asked for this often in all, from other hosts where there are any. More would
 /// only make a reader wait longer for the same wrong bytes.
 const VERIFY_ATTEMPTS: u32 = 3;
+
+/// Compressed bytes that may follow a member's chunks and are fetched along.
+const MAX_HEADERS: u64 = 1 << 20;
 
 /// Compressed bytes decoded in one go: some milliseconds of a core.
 const CPU_PART: u64 = 256 << 10;
@@ -115,6 +121,8 @@ pub struct FetchConfig {
     pub in_flight_bytes: u64,
     /// How long one background request may take.
     pub background_deadline: std::time::Duration,
+    /// Whether the headers of tars are compared with TOCs.
+    pub audits: Audits,
 }
 
 impl Default for FetchConfig {
@@ -128,6 +136,7 @@ impl Default for FetchConfig {
             background: 2,
             in_flight_bytes: 64 << 20,
             background_deadline: std::time::Duration::from_secs(120),
+            audits: Audits::On,
         }
     }
 }
@@ -259,6 +268,16 @@ impl Drop for Flight {
 struct View<'a> {
     layer: &'a Layer,
     flights: &'a HashMap<u32, watch::Receiver<Option<Outcome>>>,
+    need: Need,
+}
+
+/// What a member is fetched for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Need {
+    /// Its chunks.
+    Chunks,
+    /// These, or the headers between them.
+    Headers,
 }
 
 impl Members for View<'_> {
@@ -271,7 +290,9 @@ impl Members for View<'_> {
     }
 
     fn is_free(&self, member: u32) -> bool {
-        !self.flights.contains_key(&member) && !missing(self.layer, member).is_empty()
+        !self.flights.contains_key(&member)
+            && (!missing(self.layer, member).is_empty()
+                || self.need == Need::Headers && self.layer.wants_headers(member))
     }
 }
 
@@ -287,8 +308,9 @@ fn member_bytes(index: &Index, member: u32) -> Range<u64> {
         spec.inner_offset.saturating_add(spec.size)
     });
     // A TOC can claim any distance between members. Deflate never grows data by more than a few bytes in 16 KiB;
-    // this allows for far worse encoders and still bounds a request by the chunks' own limits.
-    let bound = decoded.saturating_add(decoded / 8).saturating_add(64 << 10);
+    // this allows for far worse encoders and still bounds a request by the chunks' own limits. Behind the chunks come the
+    // headers of what has no content; writers compress them to a small part, and end a member after some of them.
+    let bound = decoded.saturating_add(decoded / 8).saturating_add(MAX_HEADERS);
     range.start..range.end.min(range.start.saturating_add(bound))
 }
 
@@ -317,9 +339,9 @@ struct Claim {
     others: Vec<watch::Receiver<Option<Outcome>>>,
 }
 
-fn claim(layer: &Arc<Layer>, members: &[u32], shape: Shape) -> Claim {
+fn claim(layer: &Arc<Layer>, members: &[u32], need: Need, shape: Shape) -> Claim {
     let mut flights = layer.flights().table.lock();
-    let view = View { layer, flights: &flights };
+    let view = View { layer, flights: &flights, need };
     let others = members.iter().filter_map(|m| view.flights.get(m).cloned()).collect();
     let wanted: Vec<u32> = members.iter().copied().filter(|&m| view.is_free(m)).collect();
     let requests = plan::requests(&wanted, &view, shape);
@@ -347,7 +369,7 @@ pub async fn on_demand(
     deadline: Instant,
 ) -> Result<Unstored, Arc<FetchError>> {
     recheck(layer, members).await;
-    let Claim { requests, others } = claim(layer, members, layer.engine().config.shape);
+    let Claim { requests, others } = claim(layer, members, Need::Chunks, layer.engine().config.shape);
     let mut waits = others;
     for (request, flights) in requests {
         waits.extend(flights.iter().map(|f| f.outcome.subscribe()));
@@ -396,10 +418,11 @@ pub async fn background(layer: &Arc<Layer>, from: u32, until: u32, class: Class)
     let shape = Shape { gap: engine.config.shape.gap, max_request: size, ahead: 0 };
     // Before anything is claimed: what is claimed must be under way, or a reader who joins waits for nothing.
     let _memory = reserve(&engine.memory, &engine.config, size).await;
+    let need = if class == Class::Fill { Need::Headers } else { Need::Chunks };
     let mut batch: Vec<u32> = Vec::new();
     {
         let flights = layer.flights().table.lock();
-        let view = View { layer, flights: &flights };
+        let view = View { layer, flights: &flights, need };
         for member in (from..until).filter(|&m| view.is_free(m)) {
             let start = batch.first().map_or(view.bytes(member).start, |&first| view.bytes(first).start);
             if !batch.is_empty() && view.bytes(member).end - start > size {
@@ -414,10 +437,12 @@ pub async fn background(layer: &Arc<Layer>, from: u32, until: u32, class: Class)
     let mut error = None;
     let requests = {
         let flights = layer.flights().table.lock();
-        plan::requests(&batch, &View { layer, flights: &flights }, shape)
+        plan::requests(&batch, &View { layer, flights: &flights, need }, shape)
     };
     // Each is claimed when it begins, or a reader would wait for downloads that have not.
-    for (request, flights) in requests.into_iter().flat_map(|r| claim(layer, &r.members, shape).requests) {
+    for (request, flights) in
+        requests.into_iter().flat_map(|r| claim(layer, &r.members, need, shape).requests)
+    {
         engine.counters.background_requests.fetch_add(1, Ordering::Relaxed);
         let waits: Vec<_> = flights.iter().map(|f| f.outcome.subscribe()).collect();
         run(layer, request.bytes, flights, deadline).await;
@@ -443,7 +468,7 @@ pub async fn offer(layer: &Arc<Layer>, start: u64, bytes: Bytes) {
     let members: Vec<u32> = (0..layer.index().members()).filter(inside).collect();
     // No gap and no look-ahead: exactly these members are claimed.
     let shape = Shape { gap: 0, max_request: u64::MAX, ahead: 0 };
-    for (_, flights) in claim(layer, &members, shape).requests {
+    for (_, flights) in claim(layer, &members, Need::Headers, shape).requests {
         // What does not verify is fetched when it is needed.
         decode(layer, bytes.clone(), start, flights).await;
     }
@@ -460,7 +485,7 @@ async fn recheck(layer: &Arc<Layer>, members: &[u32]) {
         let layer = layer.clone();
         let recheck = move || {
             for chunk in suspects {
-                layer.store().recheck(&layer.index().chunk(chunk));
+                layer.store().recheck(layer.index(), &layer.index().chunk(chunk));
             }
         };
         // A panic in there leaves the chunks absent, and they are fetched.
@@ -579,11 +604,31 @@ fn decode_part(
 
 fn decode_one(layer: &Layer, member: u32, bytes: &[u8]) -> Result<Unstored, estargz::Error> {
     let wanted = missing(layer, member);
-    let specs: Vec<ChunkSpec> = wanted.iter().map(|(_, spec)| *spec).collect();
+    let (whole, limits) = (layer.index().member_range(member), layer.engine().limits());
+    let whole = usize::try_from(whole.end - whole.start).ok().and_then(|length| bytes.get(..length));
+    let chunks = match whole.map(|whole| DecodedMember::decode(whole, limits)) {
+        Some(Ok(decoded)) => {
+            let chunks =
+                wanted.iter().map(|(_, spec)| decoded.chunk(*spec)).collect::<Result<Vec<_>, _>>()?;
+            if layer.wants_headers(member) {
+                layer.audit(member, &decoded);
+            }
+            chunks
+        }
+        not_whole => {
+            // What is wrong behind the chunks is no reason to refuse them.
+            let specs: Vec<ChunkSpec> = wanted.iter().map(|(_, spec)| *spec).collect();
+            let chunks = estargz::decode_member(bytes, &specs, limits)?;
+            match not_whole {
+                Some(Err(error)) => layer.note_undecodable(&error),
+                _ if layer.wants_headers(member) => layer.note_too_long(member),
+                _ => {}
+            }
+            chunks
+        }
+    };
     let mut unstored = Unstored::new();
-    for ((id, _), chunk) in
-        wanted.into_iter().zip(estargz::decode_member(bytes, &specs, layer.engine().limits())?)
-    {
+    for ((id, _), chunk) in wanted.into_iter().zip(chunks) {
         match layer.store().put(layer.index(), &layer.index().chunk(id), &chunk) {
             Ok(()) => {
                 let stored = chunk.data().len() as u64;

@@ -15,6 +15,8 @@
 //! tree order. The same TOC therefore always gives the same bytes, and inode numbers never change between runs:
 //! the kernel may keep them for as long as it likes.
 //!
+//! Members are those that the TOC names, and one in front where the blob begins with headers alone.
+//!
 //! Here, and only here, OCI whiteouts become what overlayfs understands: `.wh.NAME` is a character device 0:0 called
 //! NAME, `.wh..wh..opq` marks its directory opaque, other `.wh..wh.*` names (aufs bookkeeping) are dropped.
 //!
@@ -33,9 +35,11 @@ use memmap2::Mmap;
 
 mod build;
 
+pub(crate) use build::{Name, bound, classify, is_privileged};
+
 const MAGIC: &[u8; 8] = b"LZRINDEX";
 /// Raised whenever the archive's layout changes; an index of another version is rebuilt from the registry.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER: usize = 64;
 
 /// Why an index file cannot be used. The layer's index is then rebuilt from its TOC.
@@ -357,13 +361,44 @@ impl Index {
         implied.map(|i| (i.node.to_native(), self.string(i.path.to_native(), i.path_len.to_native())))
     }
 
+    /// Whether no entry of the layer describes this directory.
+    pub fn is_implied(&self, dir: Node) -> bool {
+        // They are found in the order of their numbers.
+        self.data().implied.binary_search_by_key(&dir, |i| i.node.to_native()).is_ok()
+    }
+
     /// Finds a name in a directory.
     pub fn lookup(&self, dir: Node, name: &[u8]) -> Option<Node> {
+        self.lookup_entry(dir, name).map(|(_, node)| node)
+    }
+
+    /// Finds a name in a directory: the number of its entry in the layer, and its node.
+    pub fn lookup_entry(&self, dir: Node, name: &[u8]) -> Option<(u32, Node)> {
         let entries = self.dirents(dir);
-        entries
+        let at = entries
             .binary_search_by(|e| self.string(e.name.to_native(), e.name_len.to_native()).cmp(name))
-            .ok()
-            .map(|i| entries[i].node.to_native())
+            .ok()?;
+        Some((self.first_entry(dir) + at as u32, entries[at].node.to_native()))
+    }
+
+    /// The number of a directory's first entry. Entries are numbered through all directories in the order of their
+    /// nodes.
+    pub fn first_entry(&self, dir: Node) -> u32 {
+        self.node(dir).map_or(0, |n| n.first.to_native())
+    }
+
+    /// How many directory entries there are; valid numbers are below it.
+    pub fn all_entries(&self) -> u32 {
+        self.data().entries.len() as u32
+    }
+
+    /// Name and node of an entry.
+    ///
+    /// # Panics
+    /// If `entry` is not below [`Index::all_entries`].
+    pub fn entry(&self, entry: u32) -> (&[u8], Node) {
+        let e = &self.data().entries[entry as usize];
+        (self.string(e.name.to_native(), e.name_len.to_native()), e.node.to_native())
     }
 
     /// The entries of a directory from the `skip`-th on, in name order, without `.` and `..`.

@@ -6,18 +6,20 @@
 use std::{
     io,
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::SystemTime,
 };
 
-use estargz::Digest;
+use estargz::{DecodedMember, Digest};
 use parking_lot::Mutex;
 
 use crate::{
+    audit::{self, Marks, Mismatch},
     blob::Sources,
     fetch::{Engine, FetchError, Flights},
+    graduate::{GraduateError, Graduated},
     index::Index,
     store::Store,
 };
@@ -35,7 +37,32 @@ pub struct Layer {
     last_error: Mutex<Option<String>>,
     changed: AtomicU64,
     disk_full: AtomicBool,
+    audit: Audit,
+    graduated: OnceLock<Graduated>,
 }
+
+/// How the comparison of a layer's TOC with its tar stands.
+#[derive(Debug)]
+struct Audit {
+    /// Not at all if the layer is not to graduate.
+    wanted: Audits,
+    /// The first difference.
+    failed: OnceLock<Mismatch>,
+    /// Members that could not be decoded whole: a host may be to blame, but not for ever.
+    undecodable: AtomicU32,
+}
+
+/// Whether layers are compared with their tars, so that they can graduate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Audits {
+    /// As members are decoded; the fill fetches what is missing for it.
+    On,
+    /// Not at all.
+    Off,
+}
+
+/// Members that may fail to be decoded whole before the layer is said to be no tar.
+const MAX_UNDECODABLE: u32 = 8;
 
 impl Layer {
     /// Bonds the parts of a layer whose blob is `blob_size` bytes long.
@@ -47,7 +74,11 @@ impl Layer {
         blob_digest: String,
         blob_size: u64,
     ) -> Layer {
+        let audit =
+            Audit { wanted: engine.config().audits, failed: OnceLock::new(), undecodable: AtomicU32::new(0) };
         Layer {
+            audit,
+            graduated: OnceLock::new(),
             index,
             store,
             sources,
@@ -97,6 +128,81 @@ impl Layer {
     /// Whether every chunk is in the store: the layer then needs no network.
     pub fn is_complete(&self) -> bool {
         (0..self.index.chunks()).all(|c| self.store.has(c))
+    }
+
+    /// The directory it has become.
+    pub fn graduated(&self) -> Option<&Graduated> {
+        self.graduated.get()
+    }
+
+    /// Notes the directory it has become.
+    pub(crate) fn note_graduated(&self, graduated: Graduated) {
+        let _ = self.graduated.set(graduated);
+        self.touch();
+    }
+
+    /// Remembers why it could not become a directory.
+    pub(crate) fn note_not_graduated(&self, error: &GraduateError) {
+        let reason = "graduation_failed";
+        tracing::warn!(layer = %self.digest(), reason, %error, "the layer stays lazy");
+        self.remember(format!("{reason}: {error}"));
+    }
+
+    /// Whether a member's headers have yet to be compared with the TOC.
+    pub(crate) fn wants_headers(&self, member: u32) -> bool {
+        self.audit.wanted == Audits::On
+            && self.audit.failed.get().is_none()
+            && !self.store.is_marked(Marks::of(&self.index).member(member))
+    }
+
+    /// Compares the headers in a member with the TOC.
+    pub(crate) fn audit(&self, member: u32, decoded: &DecodedMember) {
+        if let Err(mismatch) = audit::member(&self.index, member, decoded, |mark| self.store.set_mark(mark)) {
+            self.note_mismatch(mismatch);
+        }
+    }
+
+    /// A member's chunks are right, but not all of it can be decoded.
+    pub(crate) fn note_undecodable(&self, error: &estargz::Error) {
+        if self.audit.undecodable.fetch_add(1, Ordering::Relaxed) + 1 == MAX_UNDECODABLE {
+            self.note_mismatch(Mismatch { entry: String::new(), why: error.to_string() });
+        }
+    }
+
+    /// A member cannot be fetched whole.
+    pub(crate) fn note_too_long(&self, member: u32) {
+        let offset = self.index.member_range(member).start;
+        self.note_mismatch(Mismatch {
+            entry: String::new(),
+            why: format!("too much follows the member at {offset}"),
+        });
+    }
+
+    fn note_mismatch(&self, mismatch: Mismatch) {
+        if self.audit.failed.set(mismatch.clone()).is_ok() {
+            let reason = "tar_mismatch";
+            tracing::warn!(
+                layer = %self.digest(), reason, entry = mismatch.entry, why = mismatch.why,
+                "the layer's TOC does not describe its tar: it stays lazy"
+            );
+            self.remember(format!("{reason}: {mismatch}"));
+        }
+    }
+
+    /// Whether all of the tar was compared with the TOC: `Err` with the first difference, `Ok(false)` if not all was.
+    pub fn audited(&self) -> Result<bool, Mismatch> {
+        let marks = Marks::of(&self.index);
+        let members = (0..self.index.members()).all(|member| self.store.is_marked(marks.member(member)));
+        if members && self.audit.failed.get().is_none() {
+            let missing = audit::required(&self.index).find(|(mark, _)| !self.store.is_marked(*mark));
+            if let Some((_, name)) = missing {
+                self.note_mismatch(Mismatch::new(&name, "the tar does not have it"));
+            }
+        }
+        match self.audit.failed.get() {
+            Some(mismatch) => Err(mismatch.clone()),
+            None => Ok(members),
+        }
     }
 
     /// Remembers a failure for [`Layer::state_json`]. It is never a reason to refuse a later read.

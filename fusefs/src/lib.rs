@@ -6,6 +6,8 @@
 //!
 //! | module | owns |
 //! |---|---|
+//! | [`audit`] | whether the TOC tells the truth about the tar |
+//! | [`graduate`] | a complete layer becoming a plain directory |
 //! | [`index`] | a layer's tree in one mapped file |
 //! | [`store`] | contents of files, and which chunks are there |
 //! | [`fetch`] | what is downloaded when, and once |
@@ -17,10 +19,12 @@
 //! | [`manifest`] | sizes and TOC digests of an image's layers |
 //! | [`plane`] | all of it together |
 
+pub mod audit;
 pub mod blob;
 pub mod fetch;
 pub mod fs;
 pub mod fuse;
+pub mod graduate;
 pub mod index;
 pub mod layer;
 pub mod manifest;
@@ -34,5 +38,6 @@ mod testing;
 pub mod view;
 
 pub use fs::OpaqueXattr;
-pub use plane::{AttachRequest, Attached, Below, LayerUsage, Plane, PlaneConfig};
+pub use layer::Audits;
+pub use plane::{AttachRequest, Attached, Below, Graduation, LayerUsage, Plane, PlaneConfig};
 pub use resolve::AttachError;

@@ -20,13 +20,18 @@ use std::{
 use estargz::Digest;
 use parking_lot::Mutex;
 use registry::{Reference, Registry};
-use tokio::{runtime::Handle, sync::Semaphore, time::Instant};
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, mpsc},
+    time::Instant,
+};
 
 use crate::{
     fetch::{self, Class, Engine, FetchConfig, FetchCounters, Step},
     fs::OpaqueXattr,
     fuse::{Adapter, Connection, FuseCounters, clear_stale},
-    layer::Layer,
+    graduate,
+    layer::{Audits, Layer},
     manifest::Manifests,
     resolve::{AttachError, LayerSpec, Resolver},
     slots::Slots,
@@ -113,12 +118,23 @@ pub struct Below {
 }
 
 /// The root directory of an attached layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attached {
     /// Its owner.
     pub uid: u32,
     /// Its group.
     pub gid: u32,
+    /// The directory that can be used instead of the slot: the layer has graduated.
+    pub tree: Option<PathBuf>,
+}
+
+/// A layer has become a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Graduation {
+    /// The slots whose snapshots can use it instead.
+    pub slots: Vec<u64>,
+    /// The directory.
+    pub tree: PathBuf,
 }
 
 /// What a layer takes on disk.
@@ -148,6 +164,10 @@ pub struct Plane {
     arriving: Mutex<HashMap<u32, bool>>,
     stopping: AtomicBool,
     trash: AtomicU64,
+    /// One layer at a time becomes a directory: it takes the disk, not time.
+    graduating: Semaphore,
+    graduated: mpsc::Sender<Graduation>,
+    graduations: Mutex<Option<mpsc::Receiver<Graduation>>>,
 }
 
 #[derive(Debug)]
@@ -174,7 +194,11 @@ impl Plane {
             Adapter::new(slots.clone(), fuse.clone(), Handle::current(), config.opaque, config.read_deadline);
         let connection = Connection::open(&mountpoint, adapter, config.threads)?;
         let resolver = Resolver::new(layers, registry.clone(), engine.clone(), BootId::current()?);
+        let (graduated, graduations) = mpsc::channel(16);
         let plane = Arc::new(Plane {
+            graduating: Semaphore::new(1),
+            graduated,
+            graduations: Mutex::new(Some(graduations)),
             config,
             connection: Mutex::new(Some(Arc::new(connection))),
             slots,
@@ -199,6 +223,11 @@ impl Plane {
         self.config.root.join("mnt")
     }
 
+    /// Tells when layers become directories. Whoever takes it must receive until it ends; it is there once.
+    pub fn graduations(&self) -> Option<mpsc::Receiver<Graduation>> {
+        self.graduations.lock().take()
+    }
+
     /// What the kernel asked.
     pub fn fuse_counters(&self) -> &FuseCounters {
         &self.fuse
@@ -212,6 +241,12 @@ impl Plane {
     /// The layer a slot shows.
     pub fn layer(&self, slot: u64) -> Option<Arc<Layer>> {
         u32::try_from(slot).ok().and_then(|s| self.slots.get(s)).map(|view| view.layer().clone())
+    }
+
+    /// The directory that can be used instead of a slot.
+    pub fn tree(&self, slot: u64) -> Option<PathBuf> {
+        let view = u32::try_from(slot).ok().and_then(|s| self.slots.get(s))?;
+        view.graduated().map(Path::to_owned)
     }
 
     /// Shows a layer in a slot. A layer that is open or on disk needs no network; otherwise its blob's tail is read,
@@ -476,7 +511,7 @@ impl Plane {
         self.slots.insert(slot, &view);
         drop(arriving);
         let (uid, gid) = view.attr(0).map_or((0, 0), |a| (a.uid, a.gid));
-        Ok(Attached { uid, gid })
+        Ok(Attached { uid, gid, tree: view.graduated().map(Path::to_owned) })
     }
 
     fn root_changed(&self) {
@@ -593,19 +628,61 @@ async fn work_behind(plane: Weak<Plane>, layer: Weak<Layer>, prefetch: u64, fill
         return;
     };
     walk(&plane, &layer, first_after, Class::Prefetch).await;
-    if fill {
-        walk(&plane, &layer, members, Class::Fill).await;
+    if fill && walk(&plane, &layer, members, Class::Fill).await == Walked::All {
+        graduate_behind(&plane, &layer).await;
     }
+}
+
+/// Makes a complete layer a directory, if its tar is what its TOC says.
+async fn graduate_behind(plane: &Weak<Plane>, layer: &Weak<Layer>) {
+    let (Some(plane), Some(layer)) = (plane.upgrade(), layer.upgrade()) else { return };
+    if plane.config.fetch.audits == Audits::Off || layer.graduated().is_some() {
+        return;
+    }
+    let _one = plane.graduating.acquire().await.expect("the semaphore is never closed");
+    let (job, opaque) = (layer.clone(), plane.config.opaque);
+    // As the first chain shows it; others mostly agree.
+    let Some((_, view)) = plane.slots.of(&layer).into_iter().next() else { return };
+    if plane.stopping.load(Ordering::Acquire) {
+        return;
+    }
+    let made = tokio::task::spawn_blocking(move || match job.audited() {
+        Ok(true) => graduate::graduate(&job, view.adopted(), opaque).map(Some),
+        Ok(false) | Err(_) => Ok(None),
+    });
+    let graduated = match made.await {
+        Ok(Ok(Some(graduated))) => graduated,
+        Ok(Err(error)) => return layer.note_not_graduated(&error),
+        Ok(Ok(None)) | Err(_) => return,
+    };
+    layer.note_graduated(graduated);
+    let slots = plane.slots.of(&layer);
+    let fit = slots.iter().filter_map(|(slot, view)| view.graduated().map(|tree| (u64::from(*slot), tree)));
+    let (slots, trees): (Vec<u64>, Vec<&Path>) = fit.unzip();
+    tracing::info!(layer = %layer.digest(), ?slots, "layer is a plain directory");
+    if let Some(tree) = trees.first() {
+        // An error says that nobody listens.
+        let _ = plane.graduated.send(Graduation { slots, tree: (*tree).to_owned() }).await;
+    }
+}
+
+/// How far a walk came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Walked {
+    /// Nothing was left.
+    All,
+    /// The layer, or the plane, is going away.
+    Ended,
 }
 
 /// Fetches all missing members below `until`, again and again until none is missing, with longer and longer pauses
 /// while the registry fails.
-async fn walk(plane: &Weak<Plane>, layer: &Weak<Layer>, until: u32, class: Class) {
+async fn walk(plane: &Weak<Plane>, layer: &Weak<Layer>, until: u32, class: Class) -> Walked {
     let (mut cursor, mut failed, mut pause) = (0, false, Duration::from_secs(1));
     loop {
-        let (Some(plane), Some(layer)) = (plane.upgrade(), layer.upgrade()) else { return };
+        let (Some(plane), Some(layer)) = (plane.upgrade(), layer.upgrade()) else { return Walked::Ended };
         if plane.stopping.load(Ordering::Acquire) {
-            return;
+            return Walked::Ended;
         }
         let step = fetch::background(&layer, cursor, until, class).await;
         match step {
@@ -624,7 +701,7 @@ async fn walk(plane: &Weak<Plane>, layer: &Weak<Layer>, until: u32, class: Class
                 if class == Class::Fill && layer.is_complete() {
                     tracing::info!(layer = %layer.digest(), "layer is local");
                 }
-                return;
+                return Walked::All;
             }
             Step::NoSpace => (cursor, pause) = (0, MAX_FILL_PAUSE),
         }

@@ -56,7 +56,7 @@ pub fn read_local(layer: &Layer, node: Node, bytes: Range<u64>, buf: &mut Vec<u8
         return false;
     }
     buf.resize((bytes.end - bytes.start) as usize, 0);
-    match layer.store().read(node, bytes.start, buf) {
+    match layer.store().read(layer.index(), node, bytes.start, buf) {
         Ok(()) => true,
         Err(error) => {
             distrust(layer, node, bytes, &error);
@@ -109,7 +109,7 @@ pub async fn read(
 fn assemble(layer: &Layer, node: Node, bytes: Range<u64>, unstored: &Unstored) -> io::Result<Vec<u8>> {
     let mut out = vec![0; (bytes.end - bytes.start) as usize];
     if unstored.is_empty() {
-        layer.store().read(node, bytes.start, &mut out)?;
+        layer.store().read(layer.index(), node, bytes.start, &mut out)?;
         return Ok(out);
     }
     for id in layer.index().chunks_in(node, bytes.clone()) {
@@ -122,7 +122,7 @@ fn assemble(layer: &Layer, node: Node, bytes: Range<u64>, unstored: &Unstored) -
                     &content[(part.start - chunk.start) as usize..(part.end - chunk.start) as usize],
                 );
             }
-            None => layer.store().read(node, part.start, target)?,
+            None => layer.store().read(layer.index(), node, part.start, target)?,
         }
     }
     Ok(out)

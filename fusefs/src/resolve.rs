@@ -29,9 +29,10 @@ use tokio::time::Instant;
 use crate::{
     blob::{Source, Sources},
     fetch::{self, Engine},
+    graduate,
     index::{Index, IndexError},
     layer::Layer,
-    store::{BootId, Store},
+    store::{BootId, Durable, Store},
 };
 
 /// Why a layer cannot be mounted lazily.
@@ -289,10 +290,16 @@ impl Resolver {
         blob_digest: &str,
         blob_size: u64,
     ) -> Result<Arc<Layer>, AttachError> {
-        let store = Store::open(dir, &index, self.boot)
+        let graduated = graduate::read(dir);
+        let durable = if graduated.is_some() { Durable::All } else { Durable::AsMapped };
+        let store = Store::open(dir, &index, self.boot, durable)
             .map_err(|error| AttachError::Io { path: dir.to_owned(), error })?;
         let (sources, engine) = (Sources::new(source), self.engine.clone());
-        Ok(Arc::new(Layer::new(index, store, sources, engine, blob_digest.to_owned(), blob_size)))
+        let layer = Layer::new(index, store, sources, engine, blob_digest.to_owned(), blob_size);
+        if let Some(graduated) = graduated {
+            layer.note_graduated(graduated);
+        }
+        Ok(Arc::new(layer))
     }
 
     /// The tail read for the TOC usually holds the last members too: they need not be fetched again.
@@ -303,7 +310,7 @@ impl Resolver {
 }
 
 /// Writes a file so that after a crash it is either as before or whole.
-fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let tmp = path.with_extension("tmp");
     let mut file = fs::File::create(&tmp)?;
     io::Write::write_all(&mut file, bytes)?;

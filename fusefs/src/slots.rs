@@ -38,6 +38,13 @@ impl Slots {
         old.get(&slot).cloned()
     }
 
+    /// The slots that show a layer, ascending.
+    pub fn of(&self, layer: &Layer) -> Vec<(u32, Arc<View>)> {
+        let mut all = self.all();
+        all.retain(|(_, view)| view.layer().digest() == layer.digest());
+        all
+    }
+
     /// All slots in use, ascending.
     pub fn all(&self) -> Vec<(u32, Arc<View>)> {
         let mut all: Vec<_> = self.0.load().iter().map(|(slot, view)| (*slot, view.clone())).collect();

@@ -6,10 +6,17 @@
 //!
 //! Owns: that difference. May not: follow anything out of a directory it looks in.
 
-use std::{collections::HashMap, fs::File, io, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use estargz::Kind;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     fs,
@@ -21,14 +28,38 @@ use crate::{
 #[derive(Debug)]
 pub struct View {
     layer: Arc<Layer>,
-    adopted: HashMap<Node, Owner>,
+    adopted: Adopted,
+    place: Occurrence,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Mode and owner of the directories that a layer does not describe, as a chain gives them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adopted(BTreeMap<Node, Owner>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Owner {
     mode: u16,
     uid: u32,
     gid: u32,
+}
+
+impl Adopted {
+    /// A node's attributes with what is adopted.
+    pub fn over(&self, node: Node, attr: Attr) -> Attr {
+        match self.0.get(&node) {
+            Some(&Owner { mode, uid, gid }) => Attr { mode, uid, gid, ..attr },
+            None => attr,
+        }
+    }
+}
+
+/// Whether the layer occurs in the chain below itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Occurrence {
+    /// It does not.
+    First,
+    /// It does: overlayfs refuses one directory as two lowers, so that this one keeps its slot.
+    Repeated,
 }
 
 /// What lies below a layer in its chain.
@@ -53,7 +84,24 @@ impl View {
                 (node, owner)
             },
         );
-        View { adopted: adopted.collect(), layer: layer.clone() }
+        let repeated = below.iter().any(|lower| match lower {
+            Lower::View(view) => view.layer.digest() == layer.digest(),
+            Lower::Dir(_) => false,
+        });
+        let place = if repeated { Occurrence::Repeated } else { Occurrence::First };
+        View { adopted: Adopted(adopted.collect()), layer: layer.clone(), place }
+    }
+
+    /// What its chain gives the directories that the layer does not describe.
+    pub fn adopted(&self) -> &Adopted {
+        &self.adopted
+    }
+
+    /// The directory that can take this slot's place, if the layer is one that is right in this chain.
+    pub fn graduated(&self) -> Option<&Path> {
+        let graduated = self.layer.graduated()?;
+        let fits = self.place == Occurrence::First && graduated.adopted == self.adopted;
+        fits.then_some(&graduated.tree)
     }
 
     /// The layer.
@@ -63,11 +111,7 @@ impl View {
 
     /// What `stat` says; `None` for a number that names no node.
     pub fn attr(&self, node: Node) -> Option<Attr> {
-        let attr = fs::attr(&self.layer, node)?;
-        Some(match self.adopted.get(&node) {
-            Some(&Owner { mode, uid, gid }) => Attr { mode, uid, gid, ..attr },
-            None => attr,
-        })
+        Some(self.adopted.over(node, fs::attr(&self.layer, node)?))
     }
 
     /// What is at a path of this view alone.

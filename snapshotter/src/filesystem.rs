@@ -19,6 +19,10 @@ pub trait FileSystem: Send + Sync + 'static {
     /// Gives the slot up. Idempotent, also for a slot never attached. Must not wait for a busy mount.
     async fn detach(&self, slot: u64);
 
+    /// Where the layer is now, as [`LayerRoot::path`]; `None` if nothing is attached. Asked after the snapshot was
+    /// committed, because the layer may have graduated since it was attached.
+    fn place(&self, slot: u64) -> Option<PathBuf>;
+
     /// Bytes and inodes the layer behind the slot takes on this disk. Must not walk the mounted tree.
     async fn usage(&self, slot: u64) -> Usage;
 }

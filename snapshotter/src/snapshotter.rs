@@ -299,20 +299,7 @@ impl<F: FileSystem> Snapshotter<F> {
     /// `NotFound` if no lazy snapshot has the slot: it was removed, or its Prepare has not committed it yet.
     pub async fn link(&self, slot: u64, path: &Path) -> Result<()> {
         let path = path.to_owned();
-        self.call("linking a layer", async move |inner| {
-            inner
-                .blocking(move |inner| {
-                    // Within a write transaction, so that no Remove and sweep come in between.
-                    inner.store.write(|tx| {
-                        if tx.by_id(slot)?.is_none_or(|record| record.remote.is_none()) {
-                            return Err(Error::NotFound(format!("no lazy snapshot has slot {slot}")));
-                        }
-                        inner.dirs.link(slot, &path)
-                    })
-                })
-                .await
-        })
-        .await
+        self.call("linking a layer", async move |inner| inner.link(slot, path).await).await
     }
 
     /// The layers that were last left to containerd although it offered them, oldest first.
@@ -384,6 +371,19 @@ impl<F: FileSystem> Inner<F> {
             })?;
             dir.keep();
             Ok(record)
+        })
+        .await
+    }
+
+    async fn link(self: &Arc<Self>, slot: u64, path: PathBuf) -> Result<()> {
+        self.blocking(move |inner| {
+            // Within a write transaction, so that no Remove and sweep come in between.
+            inner.store.write(|tx| {
+                if tx.by_id(slot)?.is_none_or(|record| record.remote.is_none()) {
+                    return Err(Error::NotFound(format!("no lazy snapshot has slot {slot}")));
+                }
+                inner.dirs.link(slot, &path)
+            })
         })
         .await
     }

@@ -7,8 +7,9 @@ use std::{
 };
 
 use async_trait::async_trait;
-use fusefs::{AttachRequest, Below, OpaqueXattr, Plane, PlaneConfig};
-use snapshotter::{AttachError, FileSystem, LayerRequest, LayerRoot, Reason, Usage, overlay};
+use fusefs::{AttachRequest, Audits, Below, Graduation, OpaqueXattr, Plane, PlaneConfig};
+use snapshotter::{AttachError, FileSystem, LayerRequest, LayerRoot, Reason, Snapshotter, Usage, overlay};
+use tokio::sync::mpsc;
 
 use crate::config::{Config, Fill, Prefetch};
 
@@ -23,6 +24,7 @@ pub fn settings(config: &Config, root: &Path, overlay: overlay::Options) -> Plan
         Prefetch::On { unmarked_bytes } => (true, unmarked_bytes),
     };
     plane.fill = fetch.fill == Fill::On;
+    plane.fetch.audits = if config.no_graduation { Audits::Off } else { Audits::On };
     plane.fetch.background = fetch.background_downloads;
     plane.fetch.in_flight_bytes = fetch.in_flight_bytes;
     plane
@@ -47,17 +49,49 @@ impl FileSystem for Port {
     async fn attach(&self, slot: u64, layer: &LayerRequest) -> Result<LayerRoot, AttachError> {
         let root = self.plane.attach(slot, &request(layer, &self.snapshots)?).await;
         let root = root.map_err(|e| AttachError::new(reason(e.reason()), e.to_string()))?;
-        // Relative to snapshots/<id>/, so that the root directory can be moved.
-        Ok(LayerRoot { path: PathBuf::from(format!("../../mnt/{slot}")), uid: root.uid, gid: root.gid })
+        Ok(LayerRoot { path: place(slot, root.tree.as_deref()), uid: root.uid, gid: root.gid })
     }
 
     async fn detach(&self, slot: u64) {
         self.plane.detach(slot);
     }
 
+    fn place(&self, slot: u64) -> Option<PathBuf> {
+        self.plane.layer(slot)?;
+        Some(place(slot, self.plane.tree(slot).as_deref()))
+    }
+
     async fn usage(&self, slot: u64) -> Usage {
         let usage = self.plane.usage(slot).unwrap_or_default();
         Usage { size: usage.bytes, inodes: usage.inodes }
+    }
+}
+
+/// Where a slot's layer is, relative to `snapshots/<id>/`, so that the root directory can be moved: in the mount, or the
+/// directory `layers/<digest>/fs` that it has become.
+pub fn place(slot: u64, tree: Option<&Path>) -> PathBuf {
+    let digest = tree.and_then(Path::parent).and_then(Path::file_name);
+    match (digest, tree.and_then(Path::file_name)) {
+        (Some(digest), Some(name)) => Path::new("../../layers").join(digest).join(name),
+        _ => PathBuf::from(format!("../../mnt/{slot}")),
+    }
+}
+
+/// Points snapshots at the directories that their layers become.
+pub async fn relink(mut graduations: mpsc::Receiver<Graduation>, snapshotter: Arc<Snapshotter<Port>>) {
+    while let Some(Graduation { slots, tree }) = graduations.recv().await {
+        for slot in slots {
+            link(&snapshotter, slot, &tree).await;
+        }
+    }
+}
+
+/// Points one snapshot at the directory that its layer has become.
+pub async fn link(snapshotter: &Snapshotter<Port>, slot: u64, tree: &Path) {
+    match snapshotter.link(slot, &place(slot, Some(tree))).await {
+        // It was removed meanwhile, or is being prepared and will look itself.
+        Ok(()) | Err(snapshotter::Error::NotFound(_)) => {}
+        Err(error) => tracing::warn!(slot, %error, "the snapshot goes on using the lazy layer"),
     }
 }
 

@@ -17,23 +17,32 @@ const AUFS: &[u8] = b".wh..wh.";
 /// a layer must not say that.
 const PRIVILEGED: &[u8] = b"trusted.";
 
+/// Whether an extended attribute is none of a layer's business.
+pub(crate) fn is_privileged(name: &[u8]) -> bool {
+    name.starts_with(PRIVILEGED)
+}
+
 /// Times outside of what 64 bits of nanoseconds since the epoch can say become the epoch, as in an unpack.
-fn bound(time: Timestamp) -> Timestamp {
+pub(crate) fn bound(time: Timestamp) -> Timestamp {
     const MAX: i64 = i64::MAX / 1_000_000_000;
     if (0..MAX).contains(&time.secs) { time } else { Timestamp { secs: 0, nanos: 0 } }
 }
 
 /// What a name in a layer's tar means to overlayfs.
 #[derive(Debug, PartialEq, Eq)]
-enum Name<'a> {
+pub(crate) enum Name<'a> {
+    /// Itself.
     Plain,
+    /// That this name of the layers below is gone.
     Whiteout(&'a [u8]),
+    /// That everything the layers below have in this directory is gone.
     Opaque,
+    /// Nothing.
     Ignored,
 }
 
 /// The OCI image specification's layer rules, in the order containerd's unpacker applies them.
-fn classify(name: &[u8]) -> Name<'_> {
+pub(crate) fn classify(name: &[u8]) -> Name<'_> {
     if name == OPAQUE {
         Name::Opaque
     } else if name.starts_with(AUFS) {
@@ -68,7 +77,7 @@ pub(super) fn build(toc: &Toc, toc_digest: [u8; 32]) -> Result<Data, IndexError>
     let mut nodes = Vec::with_capacity(toc.inodes().len());
     for inode in toc.inodes() {
         let first_xattr = number(xattrs.len())?;
-        for (name, value) in inode.xattrs.iter().filter(|(name, _)| !name.starts_with(PRIVILEGED)) {
+        for (name, value) in inode.xattrs.iter().filter(|(name, _)| !is_privileged(name)) {
             let (name, name_len) = strings.push(name)?;
             let (value, value_len) = strings.push(value)?;
             xattrs.push(XattrRecord { name, name_len, value, value_len });
@@ -133,6 +142,9 @@ pub(super) fn build(toc: &Toc, toc_digest: [u8; 32]) -> Result<Data, IndexError>
         }
     }
 
+    // Directories and links in front of the first file are in a member of their own, which the TOC does not name.
+    let first = toc.members().first().map_or(toc.toc_offset(), |member| member.offset);
+    let headers = u32::from(first > 0);
     let chunks = toc
         .chunks()
         .iter()
@@ -144,12 +156,15 @@ pub(super) fn build(toc: &Toc, toc_digest: [u8; 32]) -> Result<Data, IndexError>
                 size: c.size,
                 inner_offset: c.inner_offset,
                 node: c.inode,
-                member: c.member,
+                member: c.member + headers,
                 digest: *digest.as_bytes(),
             })
         })
         .collect::<Result<Vec<_>, IndexError>>()?;
-    let (members, member_chunks) = members(toc)?;
+    let (mut members, member_chunks) = members(toc)?;
+    if headers > 0 {
+        members.insert(0, MemberRecord { offset: 0, end: first, first: 0, count: 0 });
+    }
     let mut implied = Vec::new();
     for (node, path) in implied_directories(toc)? {
         let (path, path_len) = strings.push(&path)?;

@@ -1,14 +1,16 @@
-//! The map of filled chunks: a small file, mapped shared, two bits a chunk.
+//! The map of filled chunks: a small file, mapped shared, two bits a chunk; and the marks of an audit.
 //!
 //! ```text
-//! 0        8       12      16         32      33         64            64+w            64+2w
-//! +--------+-------+-------+----------+-------+----------+-------------+---------------+
-//! |LZRFILL1|version|chunks | boot id  | clean |    0     | filled bits | suspect bits  |   w = 8 * ceil(chunks/64)
-//! +--------+-------+-------+----------+-------+----------+-------------+---------------+
+//! 0        8       12      16         32      40      48         64            64+w            64+2w      64+2w+m
+//! +--------+-------+-------+----------+-------+-------+----------+-------------+---------------+----------+
+//! |LZRFILL1|version|chunks | boot id  | clean | marks |    0     | filled bits | suspect bits  | marks    |
+//! +--------+-------+-------+----------+-------+-------+----------+-------------+---------------+----------+
+//!           w = 8 * ceil(chunks/64), m = 8 * ceil(marks/64)
 //! ```
 //!
 //! `filled` bits are true if they were set in the boot that `boot id` names, or if `clean` is 1. Before the first
-//! change `clean` is cleared and synced, so that it can never vouch for later bits.
+//! change `clean` is cleared and synced, so that it can never vouch for later bits. Marks say what was seen in the blob, which
+//! never changes: they are true whenever they are there.
 
 use std::{
     fs::{File, OpenOptions},
@@ -20,10 +22,11 @@ use std::{
 use memmap2::MmapRaw;
 
 const MAGIC: &[u8; 8] = b"LZRFILL1";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER: usize = 64;
 const BOOT: usize = 16;
 const CLEAN: usize = 32;
+const MARKS: usize = 40;
 
 /// Names one boot of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,22 +53,25 @@ pub(super) struct Filled {
     map: MmapRaw,
     words: usize,
     chunks: u32,
+    marks: u64,
     boot: BootId,
     /// Set once this process has cleared `clean` on disk.
     changing: AtomicBool,
 }
 
 impl Filled {
-    pub(super) fn open(path: &Path, chunks: u32, boot: BootId) -> io::Result<Filled> {
+    pub(super) fn open(path: &Path, chunks: u32, marks: u64, boot: BootId) -> io::Result<Filled> {
         let words = (chunks as usize).div_ceil(64);
-        let len = HEADER + words * 16;
+        let mark_words = usize::try_from(marks.div_ceil(64)).map_err(io::Error::other)?;
+        let len = HEADER + words * 16 + mark_words * 8;
+        let head = Self::head(chunks, marks);
         let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
         let mut header = [0; HEADER];
         let fits = file.metadata()?.len() == len as u64
             && io::Read::read_exact(&mut file, &mut header).is_ok()
-            && header[..16] == Self::head(chunks)[..16];
+            && (&header[..BOOT], &header[MARKS..]) == (&head[..BOOT], &head[MARKS..]);
         if !fits {
-            file = Self::create(path, chunks, len)?;
+            file = Self::create(path, &head, len)?;
         }
         let map = MmapRaw::map_raw(&file)?;
         if map.len() != len {
@@ -74,7 +80,7 @@ impl Filled {
                 "the map of filled chunks changed while it was opened",
             ));
         }
-        let filled = Filled { map, words, chunks, boot, changing: AtomicBool::new(false) };
+        let filled = Filled { map, words, chunks, marks, boot, changing: AtomicBool::new(false) };
         if fits && header[BOOT..BOOT + 16] != boot.0 && header[CLEAN] != 1 {
             // The bits first: once the file names this boot, what it calls filled is believed.
             for word in 0..words {
@@ -87,19 +93,20 @@ impl Filled {
         Ok(filled)
     }
 
-    fn head(chunks: u32) -> [u8; HEADER] {
+    fn head(chunks: u32, marks: u64) -> [u8; HEADER] {
         let mut head = [0; HEADER];
         head[..8].copy_from_slice(MAGIC);
         head[8..12].copy_from_slice(&VERSION.to_le_bytes());
         head[12..16].copy_from_slice(&chunks.to_le_bytes());
+        head[MARKS..MARKS + 8].copy_from_slice(&marks.to_le_bytes());
         head
     }
 
     /// A fresh map under a temporary name, renamed into place: another process's mapping of the old one stays whole.
-    fn create(path: &Path, chunks: u32, len: usize) -> io::Result<File> {
+    fn create(path: &Path, head: &[u8; HEADER], len: usize) -> io::Result<File> {
         let tmp = path.with_extension("tmp");
         let mut bytes = vec![0; len];
-        bytes[..HEADER].copy_from_slice(&Self::head(chunks));
+        bytes[..HEADER].copy_from_slice(head);
         std::fs::write(&tmp, &bytes)?;
         let file = OpenOptions::new().read(true).write(true).open(&tmp)?;
         std::fs::rename(&tmp, path)?;
@@ -107,9 +114,9 @@ impl Filled {
     }
 
     fn word(&self, at: usize) -> &AtomicU64 {
-        debug_assert!(at < 2 * self.words);
-        // SAFETY: the map is HEADER + 16 * words bytes long (checked or created so in `open`), page aligned, so every
-        // word is in bounds and aligned; it lives as long as `self` and is only ever accessed through atomics.
+        assert!(HEADER + (at + 1) * 8 <= self.map.len());
+        // SAFETY: within the map (just checked), which is page aligned, so that the word is aligned; the map lives as long
+        // as `self`, and behind its header it is only ever accessed through atomics.
         unsafe { &*self.map.as_ptr().add(HEADER).cast::<AtomicU64>().add(at) }
     }
 
@@ -152,6 +159,28 @@ impl Filled {
     pub(super) fn clear_suspect(&self, chunk: u32) {
         let (word, bit) = self.place(chunk);
         self.suspect(word).fetch_and(!bit, Ordering::AcqRel);
+    }
+
+    /// All chunks: what is declared durable by other means.
+    pub(super) fn set_all(&self) {
+        for chunk in 0..self.chunks {
+            self.set(chunk);
+        }
+    }
+
+    fn mark_place(&self, mark: u64) -> (usize, u64) {
+        assert!(mark < self.marks, "mark {mark} of a layer with {}", self.marks);
+        (2 * self.words + (mark / 64) as usize, 1 << (mark % 64))
+    }
+
+    pub(super) fn is_marked(&self, mark: u64) -> bool {
+        let (word, bit) = self.mark_place(mark);
+        self.word(word).load(Ordering::Acquire) & bit != 0
+    }
+
+    pub(super) fn set_mark(&self, mark: u64) {
+        let (word, bit) = self.mark_place(mark);
+        self.word(word).fetch_or(bit, Ordering::AcqRel);
     }
 
     /// Must precede every change of a bit: makes the file say, durably, that its bits hold for this boot only.

@@ -63,6 +63,11 @@ impl Bed {
         Some(bed)
     }
 
+    /// Changes the settings of the next start.
+    pub fn change(&mut self, change: impl FnOnce(&mut PlaneConfig)) {
+        change(&mut self.config);
+    }
+
     /// Starts a data plane over the directory, as a new process would.
     pub fn start(&mut self) {
         let mut hosts = registry::Config {

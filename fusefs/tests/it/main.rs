@@ -8,6 +8,7 @@
 mod bed;
 mod cost;
 mod faults;
+mod graduate;
 mod hostile;
 mod restart;
 mod tree;

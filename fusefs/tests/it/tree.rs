@@ -15,7 +15,7 @@ use support::{
 use super::bed::{Bed, LIMIT, read, tree, unpacked};
 
 /// One of everything a tar can hold.
-fn torture() -> Layer {
+pub fn torture() -> Layer {
     Layer::new()
         .dir("etc")
         .mode(0o755)

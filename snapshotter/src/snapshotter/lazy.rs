@@ -11,7 +11,13 @@
 //!                                  failed: remove the active record, detach
 //! ```
 
-use std::{collections::BTreeMap, panic::AssertUnwindSafe, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    panic::AssertUnwindSafe,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::FutureExt;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -139,9 +145,10 @@ impl<F: FileSystem> Inner<F> {
             owner: Owner { uid: root.uid, gid: root.gid },
             remote: Some(request),
         };
-        match self.publish(commit, root.path).await {
+        match self.publish(commit, root.path.clone()).await {
             Ok(()) => {
                 self.fallbacks.forget(&target);
+                self.follow(id, &root.path).await;
                 Ok(Prepared::Remote { name })
             }
             Err(error) => {
@@ -162,6 +169,15 @@ impl<F: FileSystem> Inner<F> {
             inner.store.write(|tx| rules::commit(tx, commit))
         })
         .await
+    }
+
+    /// Points a snapshot at where its layer went between attaching and committing: until then nobody could.
+    async fn follow(self: &Arc<Self>, id: u64, linked: &Path) {
+        let Some(place) = self.filesystem.place(id).filter(|place| place != linked) else { return };
+        match self.link(id, place).await {
+            Ok(()) | Err(Error::NotFound(_)) => {}
+            Err(error) => tracing::warn!(id, %error, "the snapshot stays where its layer was"),
+        }
     }
 
     /// Undoes a lazy snapshot that could not be committed.

@@ -334,6 +334,16 @@ async fn lazy_layers_are_known_after_a_restart_and_can_be_linked_anew() {
 }
 
 #[tokio::test]
+async fn a_layer_that_graduates_before_its_snapshot_is_committed_is_followed() {
+    let node = Node::new();
+    node.fs.behave(Attach::Moves);
+    remote(node.prepare("k", "", offer("T", 1)).await);
+    let slot = *node.fs.attached().keys().next().unwrap();
+    let root = node.path(&format!("snapshots/{slot}/fs"));
+    assert_eq!(fs::read_link(&root).unwrap(), Path::new(&format!("../../layers/{slot}/fs")));
+}
+
+#[tokio::test]
 async fn usage_of_each_kind() {
     let node = Node::new();
     let mounts = mount(node.prepare("a", "", Labels::new()).await);

@@ -19,6 +19,8 @@ pub enum Attach {
     Panics,
     /// Works once [`FakeFs::let_go`] is called.
     Waits,
+    /// Works, and the layer graduates before the snapshot is committed.
+    Moves,
 }
 
 /// Layers are directories `mnt/<slot>` holding one file, `layer`, with the layer's digest in it.
@@ -87,7 +89,7 @@ impl FileSystem for FakeFs {
         self.entered.add_permits(1);
         let behaviour = *self.behaviour.lock().unwrap();
         match behaviour {
-            Attach::Works => {}
+            Attach::Works | Attach::Moves => {}
             Attach::Fails(reason) => return Err(AttachError::new(reason, "as told")),
             Attach::Hangs => std::future::pending().await,
             Attach::Panics => panic!("as told"),
@@ -105,6 +107,14 @@ impl FileSystem for FakeFs {
         if self.attached.lock().unwrap().remove(&slot).is_some() {
             fs::remove_dir_all(self.root.join(format!("mnt/{slot}"))).unwrap();
         }
+    }
+
+    fn place(&self, slot: u64) -> Option<PathBuf> {
+        self.attached.lock().unwrap().get(&slot)?;
+        Some(match *self.behaviour.lock().unwrap() {
+            Attach::Moves => format!("../../layers/{slot}/fs").into(),
+            _ => format!("../../mnt/{slot}").into(),
+        })
     }
 
     async fn usage(&self, slot: u64) -> Usage {

@@ -113,7 +113,7 @@ impl Model {
         let reason = match (fallback, &free, attach) {
             (Some(reason), ..) => reason,
             (None, None, _) => Reason::Internal,
-            (None, Some(name), Attach::Works) => {
+            (None, Some(name), Attach::Works | Attach::Moves) => {
                 let mut snapshot = self.snapshots.remove(key).unwrap();
                 snapshot.kind = Kind::Committed;
                 snapshot.toc = Some(toc);
