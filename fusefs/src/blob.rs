@@ -107,6 +107,12 @@ impl Sources {
         }
     }
 
+    /// The registry of the source that is asked first.
+    pub fn host(&self) -> Arc<str> {
+        let name = self.name();
+        name.split('/').next().unwrap_or_default().into()
+    }
+
     /// The name of the source that is asked first.
     pub fn name(&self) -> Arc<str> {
         self.0.load()[0].name.clone()

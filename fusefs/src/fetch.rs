@@ -1,7 +1,7 @@
 //! What to download, when, and only once.
 //!
-//! Owns: turning missing chunks into range requests ([`plan`]), the order of requests ([`scheduler`]), and the table
-//! of members under way. May not: choose hosts, parse formats beyond asking `estargz` to decode a member, or answer
+//! Owns: turning missing chunks into range requests ([`plan`]), the order of requests ([`scheduler`]), what is fetched
+//! without being asked for ([`background`](mod@background)), and the table of members under way. May not: choose hosts, parse formats beyond asking `estargz` to decode a member, or answer
 //! FUSE.
 //!
 //! The unit is the member. A task *claims* free members under one lock, fetches the ranges that hold them, decodes
@@ -35,13 +35,15 @@ use crate::{
     layer::{Audits, Layer},
 };
 
+mod background;
 pub mod plan;
 mod scheduler;
 
+pub use background::{Position, Step, background};
 pub use plan::Shape;
 use plan::{Members, Request};
 pub use scheduler::Class;
-use scheduler::{Admission, Scheduler};
+use scheduler::Scheduler;
 
 /// Bytes that fail verification are asked for this often in all, from other hosts where there are any. More would
 /// only make a reader wait longer for the same wrong bytes.
@@ -117,6 +119,8 @@ pub struct FetchConfig {
     pub on_demand: usize,
     /// Requests under way at once for prefetch and fill together.
     pub background: usize,
+    /// Of these for one layer.
+    pub lanes: usize,
     /// Compressed bytes under way or waiting to be decoded: in the background altogether, for readers by layer.
     pub in_flight_bytes: u64,
     /// How long one background request may take.
@@ -131,9 +135,12 @@ impl Default for FetchConfig {
             // A round trip at 100 Mbit/s and 20 ms carries 256 KiB: reading over less than that is free, and reaching
             // that far ahead doubles a request's time at most.
             shape: Shape { gap: 64 << 10, max_request: 8 << 20, ahead: 256 << 10 },
-            background_request: 4 << 20,
+            // A reader may have to wait for one that has begun: 0.17 s at 100 Mbit/s. With four lanes 8 MiB are under way,
+            // which is what a link of 1 Gbit/s and 64 ms holds.
+            background_request: 2 << 20,
             on_demand: 64,
-            background: 2,
+            background: 8,
+            lanes: 4,
             in_flight_bytes: 64 << 20,
             background_deadline: std::time::Duration::from_secs(120),
             audits: Audits::On,
@@ -161,6 +168,8 @@ pub struct FetchCounters {
 pub struct Engine {
     scheduler: Scheduler,
     cpu: Arc<Semaphore>,
+    /// Who may stand in line for `cpu` in the background, so that a reader has few in front of it.
+    background_cpu: Semaphore,
     /// KiB of memory for background requests.
     memory: Semaphore,
     config: FetchConfig,
@@ -175,6 +184,7 @@ impl Engine {
         Engine {
             scheduler: Scheduler::new(config.background),
             cpu: Arc::new(Semaphore::new(cores)),
+            background_cpu: Semaphore::new(cores),
             memory: Semaphore::new(in_flight_kib(&config) as usize),
             config,
             limits,
@@ -383,7 +393,7 @@ pub async fn on_demand(
             let _memory =
                 reserve(&mine.memory, &engine.config, request.bytes.end - request.bytes.start).await;
             engine.counters.on_demand_requests.fetch_add(1, Ordering::Relaxed);
-            run(&layer, request.bytes, flights, deadline).await;
+            run(&layer, request.bytes, flights, Class::OnDemand, deadline).await;
         });
     }
     let mut unstored = Unstored::new();
@@ -399,65 +409,6 @@ pub async fn on_demand(
     Ok(unstored)
 }
 
-/// What one step in the background did.
-#[derive(Debug)]
-pub enum Step {
-    /// Nothing between the cursor and the end is missing.
-    Done,
-    /// Members below the number are stored, under way elsewhere, or failed with the error.
-    Advanced(u32, Option<Arc<FetchError>>),
-    /// The disk is full.
-    NoSpace,
-}
-
-/// Fetches one request's worth of missing members in `from..until`, in blob order, as soon as its class may.
-pub async fn background(layer: &Arc<Layer>, from: u32, until: u32, class: Class) -> Step {
-    let engine = layer.engine().clone();
-    let admission: Admission<'_> = engine.scheduler.admit_background(class).await;
-    let size = engine.config.background_request;
-    let shape = Shape { gap: engine.config.shape.gap, max_request: size, ahead: 0 };
-    // Before anything is claimed: what is claimed must be under way, or a reader who joins waits for nothing.
-    let _memory = reserve(&engine.memory, &engine.config, size).await;
-    let need = if class == Class::Fill { Need::Headers } else { Need::Chunks };
-    let mut batch: Vec<u32> = Vec::new();
-    {
-        let flights = layer.flights().table.lock();
-        let view = View { layer, flights: &flights, need };
-        for member in (from..until).filter(|&m| view.is_free(m)) {
-            let start = batch.first().map_or(view.bytes(member).start, |&first| view.bytes(first).start);
-            if !batch.is_empty() && view.bytes(member).end - start > size {
-                break;
-            }
-            batch.push(member);
-        }
-    }
-    let Some(&last) = batch.last() else { return Step::Done };
-    recheck(layer, &batch).await;
-    let deadline = Instant::now() + engine.config.background_deadline;
-    let mut error = None;
-    let requests = {
-        let flights = layer.flights().table.lock();
-        plan::requests(&batch, &View { layer, flights: &flights, need }, shape)
-    };
-    // Each is claimed when it begins, or a reader would wait for downloads that have not.
-    for (request, flights) in
-        requests.into_iter().flat_map(|r| claim(layer, &r.members, need, shape).requests)
-    {
-        engine.counters.background_requests.fetch_add(1, Ordering::Relaxed);
-        let waits: Vec<_> = flights.iter().map(|f| f.outcome.subscribe()).collect();
-        run(layer, request.bytes, flights, deadline).await;
-        for wait in waits {
-            match wait.borrow().as_ref() {
-                Some(Ok(unstored)) if !unstored.is_empty() => return Step::NoSpace,
-                Some(Err(e)) => error = Some(e.clone()),
-                _ => {}
-            }
-        }
-    }
-    drop(admission);
-    Step::Advanced(last + 1, error)
-}
-
 /// Takes what is useful from bytes that were fetched for another purpose: members that lie wholly in them.
 pub async fn offer(layer: &Arc<Layer>, start: u64, bytes: Bytes) {
     let end = start + bytes.len() as u64;
@@ -470,7 +421,7 @@ pub async fn offer(layer: &Arc<Layer>, start: u64, bytes: Bytes) {
     let shape = Shape { gap: 0, max_request: u64::MAX, ahead: 0 };
     for (_, flights) in claim(layer, &members, Need::Headers, shape).requests {
         // What does not verify is fetched when it is needed.
-        decode(layer, bytes.clone(), start, flights).await;
+        decode(layer, bytes.clone(), start, flights, Class::Prefetch).await;
     }
 }
 
@@ -494,7 +445,13 @@ async fn recheck(layer: &Arc<Layer>, members: &[u32]) {
 }
 
 /// Fetches a range, decodes and stores the members in it, and ends their flights.
-async fn run(layer: &Arc<Layer>, bytes: Range<u64>, mut flights: Vec<Flight>, deadline: Instant) {
+async fn run(
+    layer: &Arc<Layer>,
+    bytes: Range<u64>,
+    mut flights: Vec<Flight>,
+    class: Class,
+    deadline: Instant,
+) {
     let mut avoid = None;
     let mut range = bytes;
     for attempt in 1..=VERIFY_ATTEMPTS {
@@ -509,7 +466,9 @@ async fn run(layer: &Arc<Layer>, bytes: Range<u64>, mut flights: Vec<Flight>, de
         };
         layer.engine().counters.compressed_bytes.fetch_add(served.bytes.len() as u64, Ordering::Relaxed);
         let host = served.host;
-        let Some((failed, error)) = decode(layer, served.bytes, range.start, flights).await else { return };
+        let Some((failed, error)) = decode(layer, served.bytes, range.start, flights, class).await else {
+            return;
+        };
         layer.engine().counters.verify_failures.fetch_add(failed.len() as u64, Ordering::Relaxed);
         // Only what failed is asked for again, if possible of another host.
         let (first, rest) = failed.split_first().expect("an error has its flight");
@@ -552,6 +511,7 @@ async fn decode(
     blob: Bytes,
     start: u64,
     flights: Vec<Flight>,
+    class: Class,
 ) -> Option<(Vec<Flight>, estargz::Error)> {
     let mut failed: Vec<Flight> = Vec::new();
     let mut last = None;
@@ -564,7 +524,12 @@ async fn decode(
             bytes += range.end - range.start;
             part.push(flight);
         }
-        let core = layer.engine().cpu.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let engine = layer.engine().clone();
+        let _turn = match class {
+            Class::OnDemand => None,
+            _ => Some(engine.background_cpu.acquire().await.expect("the semaphore is never closed")),
+        };
+        let core = engine.cpu.clone().acquire_owned().await.expect("the semaphore is never closed");
         let (layer, blob) = (layer.clone(), blob.clone());
         let work = move || {
             let _core = core;

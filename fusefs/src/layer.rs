@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use crate::{
     audit::{self, Marks, Mismatch},
     blob::Sources,
-    fetch::{Engine, FetchError, Flights},
+    fetch::{Engine, FetchError, Flights, Position},
     graduate::{GraduateError, Graduated},
     index::Index,
     store::Store,
@@ -37,6 +37,7 @@ pub struct Layer {
     last_error: Mutex<Option<String>>,
     changed: AtomicU64,
     disk_full: AtomicBool,
+    position: Position,
     audit: Audit,
     graduated: OnceLock<Graduated>,
 }
@@ -77,6 +78,7 @@ impl Layer {
         let audit =
             Audit { wanted: engine.config().audits, failed: OnceLock::new(), undecodable: AtomicU32::new(0) };
         Layer {
+            position: Position::default(),
             audit,
             graduated: OnceLock::new(),
             index,
@@ -117,6 +119,11 @@ impl Layer {
         &self.sources
     }
 
+    /// Where what is fetched in the background goes on.
+    pub(crate) fn position(&self) -> &Position {
+        &self.position
+    }
+
     pub(crate) fn flights(&self) -> &Flights {
         &self.flights
     }
@@ -153,6 +160,11 @@ impl Layer {
         self.audit.wanted == Audits::On
             && self.audit.failed.get().is_none()
             && !self.store.is_marked(Marks::of(&self.index).member(member))
+    }
+
+    /// Whether any member's headers have.
+    pub(crate) fn wants_any_headers(&self) -> bool {
+        (0..self.index.members()).any(|member| self.wants_headers(member))
     }
 
     /// Compares the headers in a member with the TOC.

@@ -43,6 +43,8 @@ use crate::{
 const PARALLEL_OPENS: usize = 8;
 /// An opened layer that no slot came to show is forgotten after this long: its pull was given up.
 const UNUSED: Duration = Duration::from_secs(300);
+/// The pause before a look at what readers were fetching.
+const UNDER_WAY: Duration = Duration::from_millis(50);
 /// The longest pause between attempts to fill a layer whose registry fails.
 const MAX_FILL_PAUSE: Duration = Duration::from_secs(60);
 
@@ -678,35 +680,73 @@ enum Walked {
 /// Fetches all missing members below `until`, again and again until none is missing, with longer and longer pauses
 /// while the registry fails.
 async fn walk(plane: &Weak<Plane>, layer: &Weak<Layer>, until: u32, class: Class) -> Walked {
-    let (mut cursor, mut failed, mut pause) = (0, false, Duration::from_secs(1));
+    let mut pause = Duration::from_secs(1);
     loop {
-        let (Some(plane), Some(layer)) = (plane.upgrade(), layer.upgrade()) else { return Walked::Ended };
-        if plane.stopping.load(Ordering::Acquire) {
+        let Some(lanes) = plane.upgrade().map(|plane| plane.config.fetch.lanes.max(1)) else {
+            return Walked::Ended;
+        };
+        if let Some(layer) = layer.upgrade() {
+            layer.position().rewind();
+        }
+        let lanes = (0..lanes).map(|_| lane(plane, layer, until, class, &pause));
+        let ends = futures::future::join_all(lanes).await;
+        let (Some(_), Some(layer)) = (plane.upgrade(), layer.upgrade()) else { return Walked::Ended };
+        if ends.contains(&Lane::Ended) {
             return Walked::Ended;
         }
-        let step = fetch::background(&layer, cursor, until, class).await;
-        match step {
-            Step::Advanced(next, error) => {
-                cursor = next;
-                layer.touch();
-                let Some(error) = error else { continue };
-                failed = true;
-                tracing::warn!(layer = %layer.digest(), ?class, reason = error.reason(), %error, ?pause, "fetching behind");
+        // What others were fetching may have failed them.
+        let whole = class != Class::Fill || layer.is_complete() && !layer.wants_any_headers();
+        if whole && ends.iter().all(|end| *end == Lane::Done) {
+            if class == Class::Fill {
+                tracing::info!(layer = %layer.digest(), "layer is local");
             }
-            // What others were fetching may have failed them.
-            Step::Done if failed || class == Class::Fill && !layer.is_complete() => {
-                (cursor, failed) = (0, false)
-            }
-            Step::Done => {
-                if class == Class::Fill && layer.is_complete() {
-                    tracing::info!(layer = %layer.digest(), "layer is local");
-                }
-                return Walked::All;
-            }
-            Step::NoSpace => (cursor, pause) = (0, MAX_FILL_PAUSE),
+            return Walked::All;
         }
-        drop((plane, layer));
+        drop(layer);
+        if ends.iter().all(|end| *end == Lane::Done) {
+            // The rest is under way for readers.
+            tokio::time::sleep(UNDER_WAY).await;
+            continue;
+        }
+        if ends.contains(&Lane::NoSpace) {
+            pause = MAX_FILL_PAUSE;
+        }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(MAX_FILL_PAUSE);
+    }
+}
+
+/// How a lane ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lane {
+    /// Nothing was left to fetch.
+    Done,
+    /// The registry failed.
+    Failed,
+    /// The disk is full.
+    NoSpace,
+    /// The layer, or the plane, is going away.
+    Ended,
+}
+
+/// One request after the other, until none is left or one fails. Holds nothing between them.
+async fn lane(plane: &Weak<Plane>, layer: &Weak<Layer>, until: u32, class: Class, pause: &Duration) -> Lane {
+    loop {
+        let (Some(plane), Some(layer)) = (plane.upgrade(), layer.upgrade()) else { return Lane::Ended };
+        if plane.stopping.load(Ordering::Acquire) {
+            return Lane::Ended;
+        }
+        match fetch::background(&layer, layer.position(), until, class).await {
+            Step::Done => return Lane::Done,
+            Step::NoSpace => return Lane::NoSpace,
+            Step::Advanced(error) => {
+                layer.touch();
+                let Some(error) = error else { continue };
+                tracing::warn!(
+                    layer = %layer.digest(), ?class, reason = error.reason(), %error, ?pause, "fetching behind"
+                );
+                return Lane::Failed;
+            }
+        }
     }
 }

@@ -56,6 +56,22 @@ pub fn requests(wanted: &[u32], layer: &impl Members, shape: Shape) -> Vec<Reque
     out
 }
 
+/// The first free members of a range, as many as lie within `size` bytes of the blob; at least one if there is one.
+pub fn batch(range: Range<u32>, layer: &impl Members, size: u64) -> Vec<u32> {
+    let mut batch: Vec<u32> = Vec::new();
+    let mut start = 0;
+    for member in range.filter(|&member| layer.is_free(member)) {
+        let bytes = layer.bytes(member);
+        if batch.is_empty() {
+            start = bytes.start;
+        } else if bytes.end.saturating_sub(start) > size {
+            break;
+        }
+        batch.push(member);
+    }
+    batch
+}
+
 /// Lengthens the last request through the free members behind it, reading over what is taken as [`requests`] does.
 fn extend(request: &mut Request, layer: &impl Members, shape: Shape) {
     let until = request.bytes.end.saturating_add(shape.ahead);
@@ -131,6 +147,16 @@ mod tests {
         assert_eq!(plan(&[1], &[3], 0, 100, 25), [(10..30, vec![1, 2])]);
         assert_eq!(plan(&[6], &[], 0, 100, 1000), [(60..80, vec![6, 7])]);
         assert_eq!(plan(&[1], &[], 0, 30, 1000), [(10..40, vec![1, 2, 3])]);
+    }
+
+    #[test]
+    fn a_batch_is_what_is_free_within_a_size() {
+        let layer = Fake { lengths: vec![10; 8], taken: vec![1, 2] };
+        assert_eq!(batch(0..8, &layer, 40), [0, 3]);
+        assert_eq!(batch(0..8, &layer, 5), [0]);
+        assert_eq!(batch(1..8, &layer, 20), [3, 4]);
+        assert_eq!(batch(1..3, &layer, 20), [0; 0]);
+        assert_eq!(batch(5..8, &layer, 1000), [5, 6, 7]);
     }
 
     #[test]

@@ -1,14 +1,20 @@
 //! Who may talk to the registry now: a read somebody waits for, then prefetch, then fill.
 //!
-//! A background request waits while requests of a higher class are under way, and once admitted runs to its end: its
-//! ranges are short enough that nobody waits long behind one. It waits for a bounded time only, so that a reader whose
-//! registry hangs does not hold up the filling of layers from other registries. On-demand requests are never held up
-//! here; how many a layer may have is its own affair ([`crate::fetch::Flights`]), for the same reason.
+//! While requests of a higher class are under way, a background request runs beside them only if few others do: it uses
+//! what a reader's round trips leave of the link, and takes little of what they need. It gives way for a bounded time only,
+//! so that a reader whose registry hangs does not hold up the filling of layers from other registries; and one registry never
+//! has all of the places. On-demand requests are never held up here; how many a layer may have is its own affair
+//! ([`crate::fetch::Flights`]), for the same reason.
 
-use std::time::Duration;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
+use parking_lot::Mutex;
 use tokio::{
-    sync::{Semaphore, SemaphorePermit, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch},
     time::Instant,
 };
 
@@ -27,6 +33,9 @@ pub enum Class {
     Fill,
 }
 
+/// Background requests beside those of a higher class. One would leave a link of long round trips half empty.
+const BESIDE: usize = 2;
+
 /// Requests under way, by class.
 type Active = [usize; 3];
 
@@ -35,6 +44,9 @@ type Active = [usize; 3];
 pub struct Scheduler {
     background: Semaphore,
     active: watch::Sender<Active>,
+    /// Places for one registry.
+    share: usize,
+    registries: Mutex<HashMap<String, Weak<Semaphore>>>,
 }
 
 /// The right to have one request under way.
@@ -42,39 +54,64 @@ pub struct Scheduler {
 pub struct Admission<'a> {
     scheduler: &'a Scheduler,
     class: Class,
-    _permit: Option<SemaphorePermit<'a>>,
+    _places: Option<(OwnedSemaphorePermit, SemaphorePermit<'a>)>,
 }
 
 impl Scheduler {
-    /// With a limit on the requests under way at once for prefetch and fill together.
+    /// With a limit on the requests under way at once for prefetch and fill together. One registry has at most three
+    /// quarters of these.
     pub fn new(background: usize) -> Scheduler {
-        Scheduler { background: Semaphore::new(background.max(1)), active: watch::Sender::new([0; 3]) }
+        let background = background.max(1);
+        Scheduler {
+            background: Semaphore::new(background),
+            active: watch::Sender::new([0; 3]),
+            share: background - background / 4,
+            registries: Mutex::default(),
+        }
     }
 
     /// A reader's request: counted, never held up.
     pub fn admit_reader(&self) -> Admission<'_> {
-        self.enter(Class::OnDemand, None)
+        self.active.send_modify(|active| active[Class::OnDemand as usize] += 1);
+        Admission { scheduler: self, class: Class::OnDemand, _places: None }
     }
 
-    /// A request in the background, when it is its turn.
-    pub async fn admit_background(&self, class: Class) -> Admission<'_> {
+    /// A request in the background to a registry, when it is its turn.
+    pub async fn admit_background(&self, class: Class, registry: &str) -> Admission<'_> {
+        let closed = "the semaphore is never closed";
+        let own = self.registry(registry).acquire_owned().await.expect(closed);
         let mut changes = self.active.subscribe();
-        let clear = |active: &Active| active[..class as usize].iter().all(|&n| n == 0);
+        let place = self.background.acquire().await.expect(closed);
         let until = Instant::now() + GIVE_WAY;
+        let may = |active: &Active| {
+            let above = active[..class as usize].iter().any(|&n| n > 0);
+            let beside: usize = active[Class::Prefetch as usize..].iter().sum();
+            !above || beside < BESIDE || Instant::now() >= until
+        };
         loop {
             // An error says that the time is up.
-            let _ = tokio::time::timeout_at(until, changes.wait_for(clear)).await;
-            let permit = self.background.acquire().await.expect("the semaphore is never closed");
-            // While it waited for its place a request of a higher class may have come.
-            if clear(&self.active.borrow()) || Instant::now() >= until {
-                return self.enter(class, Some(permit));
+            let _ = tokio::time::timeout_at(until, changes.wait_for(may)).await;
+            // Others have seen the same; only some of them may go on.
+            let admitted = self.active.send_if_modified(|active| {
+                let admitted = may(active);
+                active[class as usize] += usize::from(admitted);
+                admitted
+            });
+            if admitted {
+                return Admission { scheduler: self, class, _places: Some((own, place)) };
             }
         }
     }
 
-    fn enter<'a>(&'a self, class: Class, permit: Option<SemaphorePermit<'a>>) -> Admission<'a> {
-        self.active.send_modify(|active| active[class as usize] += 1);
-        Admission { scheduler: self, class, _permit: permit }
+    fn registry(&self, name: &str) -> Arc<Semaphore> {
+        let mut registries = self.registries.lock();
+        if let Some(known) = registries.get(name).and_then(Weak::upgrade) {
+            return known;
+        }
+        registries.retain(|_, semaphore| semaphore.strong_count() > 0);
+        let semaphore = Arc::new(Semaphore::new(self.share));
+        registries.insert(name.to_owned(), Arc::downgrade(&semaphore));
+        semaphore
     }
 }
 
@@ -90,32 +127,58 @@ mod tests {
 
     use super::*;
 
+    /// As many admissions as are given at once.
+    fn admitted<'a>(scheduler: &'a Scheduler, class: Class, registry: &str) -> Vec<Admission<'a>> {
+        let mut all = Vec::new();
+        while let Some(admission) = scheduler.admit_background(class, registry).now_or_never() {
+            all.push(admission);
+            assert!(all.len() < 100);
+        }
+        all
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn readers_pass_prefetch_and_prefetch_passes_fill() {
-        let scheduler = Scheduler::new(4);
+    async fn readers_leave_few_places_and_prefetch_passes_fill() {
+        let scheduler = Scheduler::new(8);
+        assert_eq!(admitted(&scheduler, Class::Fill, "r").len(), 6, "one registry does not get all");
         let reader = scheduler.admit_reader();
-        let mut prefetch = Box::pin(scheduler.admit_background(Class::Prefetch));
-        let mut fill = Box::pin(scheduler.admit_background(Class::Fill));
-        assert!(prefetch.as_mut().now_or_never().is_none());
+        let beside = admitted(&scheduler, Class::Prefetch, "r");
+        assert_eq!(beside.len(), BESIDE);
+        let mut fill = Box::pin(scheduler.admit_background(Class::Fill, "r"));
         assert!(fill.as_mut().now_or_never().is_none());
         drop(reader);
-        let admitted = prefetch.as_mut().now_or_never().expect("nobody reads");
-        assert!(fill.as_mut().now_or_never().is_none());
-        drop(admitted);
+        assert!(fill.as_mut().now_or_never().is_none(), "prefetch is still under way");
+        assert!(!admitted(&scheduler, Class::Prefetch, "r").is_empty());
+        drop(beside);
         assert!(fill.as_mut().now_or_never().is_some());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_reader_that_hangs_does_not_stop_the_background_for_ever() {
-        let scheduler = Scheduler::new(1);
+    async fn what_waits_is_let_in_one_at_a_time() {
+        let scheduler = Scheduler::new(8);
         let _reader = scheduler.admit_reader();
+        let beside = admitted(&scheduler, Class::Fill, "r");
+        let mut waiting: Vec<_> =
+            (0..4).map(|_| Box::pin(scheduler.admit_background(Class::Fill, "r"))).collect();
+        assert!(waiting.iter_mut().all(|one| one.as_mut().now_or_never().is_none()));
+        drop(beside);
+        let now: Vec<_> = waiting.iter_mut().filter_map(|one| one.as_mut().now_or_never()).collect();
+        assert_eq!(now.len(), BESIDE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn readers_and_registries_that_hang_do_not_stop_the_background_for_ever() {
+        let scheduler = Scheduler::new(4);
+        let _reader = scheduler.admit_reader();
+        let _hanging = admitted(&scheduler, Class::Fill, "hangs");
         let begun = tokio::time::Instant::now();
-        let fill = scheduler.admit_background(Class::Fill).await;
+        let other = scheduler.admit_background(Class::Fill, "other").await;
         assert_eq!(begun.elapsed(), GIVE_WAY);
-        let mut second = Box::pin(scheduler.admit_background(Class::Fill));
+        let _third = scheduler.admit_background(Class::Fill, "hangs").await;
+        let mut fourth = Box::pin(scheduler.admit_background(Class::Fill, "hangs"));
         tokio::time::advance(GIVE_WAY * 2).await;
-        assert!(second.as_mut().now_or_never().is_none(), "there is one place in the background");
-        drop(fill);
-        second.await;
+        assert!(fourth.as_mut().now_or_never().is_none(), "three of four places are taken by it");
+        drop(other);
+        scheduler.admit_background(Class::Fill, "other").await;
     }
 }

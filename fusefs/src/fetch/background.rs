@@ -1,0 +1,126 @@
+//! What is fetched before anybody asks for it: one request after the other, several at a time.
+//!
+//! Owns: where in a layer the background goes on. First the range that the builder marked, then whatever a container is
+//! reading (from its last miss onwards, so that a sequential reader finds the download ahead of itself), then all the rest
+//! in the order of the blob.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::{Claim, Class, FetchError, Need, Shape, View, claim, plan, recheck, reserve, run};
+use crate::layer::Layer;
+
+/// How far the background follows one miss before it goes back to the order of the blob, in bytes: a few seconds of a
+/// slow link. A reader that is still there misses again, or waits for a download that has begun.
+const FOLLOW: u64 = 32 << 20;
+
+/// Where a layer's background work is.
+#[derive(Debug, Default)]
+pub struct Position {
+    /// The next member in the order of the blob.
+    next: Mutex<u32>,
+    /// One more than the member a reader has missed last; 0 once it was taken note of.
+    missed: AtomicU64,
+    /// Where following it goes on, and up to which byte of the blob.
+    following: Mutex<Option<(u32, u64)>>,
+}
+
+impl Position {
+    /// A reader has missed a member.
+    pub(crate) fn missed(&self, member: u32) {
+        self.missed.store(u64::from(member) + 1, Ordering::Relaxed);
+    }
+
+    /// Goes back to the beginning, for what failed.
+    pub fn rewind(&self) {
+        *self.next.lock() = 0;
+    }
+
+    /// Whether a container is reading what is not here.
+    fn is_followed(&self) -> bool {
+        self.missed.load(Ordering::Relaxed) != 0 || self.following.lock().is_some()
+    }
+}
+
+/// What one step in the background did.
+#[derive(Debug)]
+pub enum Step {
+    /// Nothing is missing that nobody fetches.
+    Done,
+    /// Some members are stored, under way elsewhere, or failed with the error.
+    Advanced(Option<Arc<FetchError>>),
+    /// The disk is full.
+    NoSpace,
+}
+
+/// Fetches one request's worth of missing members below `until`, as soon as its class may.
+pub async fn background(layer: &Arc<Layer>, position: &Position, until: u32, class: Class) -> Step {
+    let engine = layer.engine().clone();
+    // A layer that a container waits for goes before those that are only filled.
+    let urgency = if position.is_followed() { Class::Prefetch } else { class };
+    let _admission = engine.scheduler.admit_background(urgency, &layer.sources().host()).await;
+    let size = engine.config.background_request;
+    let shape = Shape { gap: engine.config.shape.gap, max_request: size, ahead: 0 };
+    // Before anything is claimed: what is claimed must be under way, or a reader who joins waits for nothing.
+    let _memory = reserve(&engine.memory, &engine.config, size).await;
+    let need = if class == Class::Fill { Need::Headers } else { Need::Chunks };
+    let batch = next_batch(layer, position, until, need, size);
+    if batch.is_empty() {
+        return Step::Done;
+    }
+    recheck(layer, &batch).await;
+    let deadline = Instant::now() + engine.config.background_deadline;
+    let requests = {
+        let flights = layer.flights().table.lock();
+        plan::requests(&batch, &View { layer, flights: &flights, need }, shape)
+    };
+    let mut error = None;
+    // Each is claimed when it begins, or a reader would wait for downloads that have not.
+    for request in requests {
+        let Claim { requests, .. } = claim(layer, &request.members, need, shape);
+        for (request, flights) in requests {
+            engine.counters.background_requests.fetch_add(1, Ordering::Relaxed);
+            let waits: Vec<_> = flights.iter().map(|f| f.outcome.subscribe()).collect();
+            run(layer, request.bytes, flights, class, deadline).await;
+            for wait in waits {
+                match wait.borrow().as_ref() {
+                    Some(Ok(unstored)) if !unstored.is_empty() => return Step::NoSpace,
+                    Some(Err(e)) => error = Some(e.clone()),
+                    _ => {}
+                }
+            }
+        }
+    }
+    Step::Advanced(error)
+}
+
+/// The members that come next, and nobody else in the background takes.
+fn next_batch(layer: &Arc<Layer>, position: &Position, until: u32, need: Need, size: u64) -> Vec<u32> {
+    let flights = layer.flights().table.lock();
+    let view = View { layer, flights: &flights, need };
+    let mut following = position.following.lock();
+    if let Some(member) = position.missed.swap(0, Ordering::Relaxed).checked_sub(1) {
+        let member = u32::try_from(member).unwrap_or(until);
+        if member < until {
+            let end = layer.index().member_range(member).start.saturating_add(FOLLOW);
+            *following = Some((member, end));
+        }
+    }
+    if let Some((from, end)) = *following {
+        let batch = plan::batch(from..until, &view, size);
+        let within = batch.first().is_some_and(|&first| layer.index().member_range(first).start < end);
+        *following = batch.last().filter(|_| within).map(|&last| (last + 1, end));
+        if within {
+            return batch;
+        }
+    }
+    let mut next = position.next.lock();
+    let batch = plan::batch(*next..until, &view, size);
+    *next = batch.last().map_or(until, |&last| last + 1);
+    batch
+}
