@@ -26,7 +26,7 @@ use serde::Deserialize;
 
 use declare::{Section, Setting, Table, quoted, section};
 
-pub use convert::{Fill, Prefetch};
+pub use convert::Prefetch;
 pub use read::{Fault, Notice, line_of, parse};
 pub use render::{render, render_reference};
 
@@ -85,6 +85,8 @@ section! {
         /// Compressed bytes being downloaded or waiting to be decompressed in the background at any time; the readers
         /// of one layer may have as much again. Bounds memory. 0 means the default.
         max_in_flight_bytes: u64 = 64 << 20,
+        /// Bytes a second that are downloaded in the background at most, reads by containers not counted. 0 means no limit.
+        max_background_bytes_per_sec: u64 = 0,
     }
 }
 

@@ -14,11 +14,13 @@
 
 use std::{
     collections::HashMap,
+    num::NonZero,
     ops::Range,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -31,10 +33,11 @@ use tokio::{
 };
 
 use crate::{
-    index::Index,
+    index::{Index, Node},
     layer::{Audits, Layer},
 };
 
+pub mod ahead;
 mod background;
 pub mod plan;
 mod scheduler;
@@ -124,9 +127,11 @@ pub struct FetchConfig {
     /// Compressed bytes under way or waiting to be decoded: in the background altogether, for readers by layer.
     pub in_flight_bytes: u64,
     /// How long one background request may take.
-    pub background_deadline: std::time::Duration,
+    pub background_deadline: Duration,
     /// Whether the headers of tars are compared with TOCs.
     pub audits: Audits,
+    /// Compressed bytes a second in the background altogether, at most.
+    pub background_rate: Option<NonZero<u64>>,
 }
 
 impl Default for FetchConfig {
@@ -142,8 +147,9 @@ impl Default for FetchConfig {
             background: 8,
             lanes: 4,
             in_flight_bytes: 64 << 20,
-            background_deadline: std::time::Duration::from_secs(120),
+            background_deadline: Duration::from_secs(120),
             audits: Audits::On,
+            background_rate: None,
         }
     }
 }
@@ -170,6 +176,8 @@ pub struct Engine {
     cpu: Arc<Semaphore>,
     /// Who may stand in line for `cpu` in the background, so that a reader has few in front of it.
     background_cpu: Semaphore,
+    /// When the next background request may begin, if their rate is limited.
+    next_background: Mutex<Instant>,
     /// KiB of memory for background requests.
     memory: Semaphore,
     config: FetchConfig,
@@ -185,6 +193,7 @@ impl Engine {
             scheduler: Scheduler::new(config.background),
             cpu: Arc::new(Semaphore::new(cores)),
             background_cpu: Semaphore::new(cores),
+            next_background: Mutex::new(Instant::now()),
             memory: Semaphore::new(in_flight_kib(&config) as usize),
             config,
             limits,
@@ -206,6 +215,18 @@ impl Engine {
     pub fn limits(&self) -> &estargz::Limits {
         &self.limits
     }
+}
+
+/// Waits until `bytes` more may be fetched in the background.
+async fn pace(engine: &Engine, bytes: u64) {
+    let Some(rate) = engine.config.background_rate else { return };
+    let begin = {
+        let mut next = engine.next_background.lock();
+        let begin = (*next).max(Instant::now());
+        *next = begin + Duration::from_secs_f64(bytes as f64 / rate.get() as f64);
+        begin
+    };
+    tokio::time::sleep_until(begin).await;
 }
 
 fn in_flight_kib(config: &FetchConfig) -> u32 {
@@ -231,6 +252,7 @@ pub struct Flights {
     requests: Semaphore,
     /// In KiB.
     memory: Semaphore,
+    streams: Mutex<ahead::Streams>,
 }
 
 impl Flights {
@@ -240,6 +262,7 @@ impl Flights {
             table: Mutex::default(),
             requests: Semaphore::new(engine.config.on_demand.max(1)),
             memory: Semaphore::new(in_flight_kib(&engine.config) as usize),
+            streams: Mutex::default(),
         }
     }
 }
@@ -372,14 +395,23 @@ fn claim(layer: &Arc<Layer>, members: &[u32], need: Need, shape: Shape) -> Claim
     Claim { requests, others }
 }
 
-/// Brings members in for a reader. On success every chunk of theirs is in the store or in the map returned.
+/// Brings members in for a reader of `bytes` of a file. On success every chunk of theirs is in the store or in the map
+/// returned.
 pub async fn on_demand(
     layer: &Arc<Layer>,
+    node: Node,
+    bytes: &Range<u64>,
     members: &[u32],
     deadline: Instant,
 ) -> Result<Unstored, Arc<FetchError>> {
     recheck(layer, members).await;
-    let Claim { requests, others } = claim(layer, members, Need::Chunks, layer.engine().config.shape);
+    if let Some(&last) = members.last() {
+        layer.position().missed(last + 1);
+    }
+    let mut shape = layer.engine().config.shape;
+    shape.ahead =
+        layer.flights().streams.lock().ahead(node, bytes.start, bytes.end, shape.ahead, shape.max_request);
+    let Claim { requests, others } = claim(layer, members, Need::Chunks, shape);
     let mut waits = others;
     for (request, flights) in requests {
         waits.extend(flights.iter().map(|f| f.outcome.subscribe()));
@@ -606,4 +638,23 @@ fn decode_one(layer: &Layer, member: u32, bytes: &[u8]) -> Result<Unstored, esta
         }
     }
     Ok(unstored)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_background_keeps_to_its_rate_from_the_first_byte_on() {
+        let config = FetchConfig { background_rate: NonZero::new(1_000_000), ..FetchConfig::default() };
+        let engine = Engine::new(config, estargz::Limits::default());
+        let begun = Instant::now();
+        for _ in 0..5 {
+            pace(&engine, 500_000).await;
+        }
+        assert_eq!(begun.elapsed(), Duration::from_secs(2), "the fifth begins when four have had their time");
+        let unlimited = Engine::new(FetchConfig::default(), estargz::Limits::default());
+        pace(&unlimited, u64::MAX).await;
+        assert_eq!(begun.elapsed(), Duration::from_secs(2));
+    }
 }

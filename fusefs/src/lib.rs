@@ -39,5 +39,5 @@ pub mod view;
 
 pub use fs::OpaqueXattr;
 pub use layer::Audits;
-pub use plane::{AttachRequest, Attached, Below, Graduation, LayerUsage, Plane, PlaneConfig};
+pub use plane::{AttachRequest, Attached, Below, Fill, Graduation, LayerUsage, Plane, PlaneConfig};
 pub use resolve::AttachError;

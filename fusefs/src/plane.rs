@@ -48,6 +48,15 @@ const UNDER_WAY: Duration = Duration::from_millis(50);
 /// The longest pause between attempts to fill a layer whose registry fails.
 const MAX_FILL_PAUSE: Duration = Duration::from_secs(60);
 
+/// Whether whole layers are fetched behind the running containers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fill {
+    /// All of them.
+    On,
+    /// Only what is read.
+    Off,
+}
+
 /// Settings of the data plane.
 #[derive(Debug, Clone)]
 pub struct PlaneConfig {
@@ -66,7 +75,7 @@ pub struct PlaneConfig {
     /// Bytes to prefetch of a layer that has no landmark.
     pub prefetch_bytes: u64,
     /// Whether whole layers are fetched behind the running containers.
-    pub fill: bool,
+    pub fill: Fill,
     /// Settings of the fetch engine.
     pub fetch: FetchConfig,
     /// Limits on formats.
@@ -84,7 +93,7 @@ impl PlaneConfig {
             attach_deadline: Duration::from_secs(25),
             prefetch: true,
             prefetch_bytes: 0,
-            fill: true,
+            fill: Fill::On,
             fetch: FetchConfig::default(),
             limits: estargz::Limits::default(),
         }
@@ -106,6 +115,8 @@ pub struct AttachRequest {
     pub neighbours: Vec<String>,
     /// Bytes to prefetch if the layer has no landmark, instead of the configured number.
     pub prefetch_bytes: Option<u64>,
+    /// Whether all of the layer is fetched behind the container, if the image says so itself.
+    pub fill: Option<Fill>,
     /// What lies below it, the nearest first.
     pub below: Vec<Below>,
 }
@@ -303,7 +314,7 @@ impl Plane {
         let attached = self.show(slot, &layer, request).await?;
         drop(locked);
         self.root_changed();
-        self.start_background(&layer, request.prefetch_bytes);
+        self.start_background(&layer, request);
         Ok(attached)
     }
 
@@ -323,7 +334,7 @@ impl Plane {
         };
         let attached = self.show(slot, &layer, request).await?;
         drop(locked);
-        self.start_background(&layer, request.prefetch_bytes);
+        self.start_background(&layer, request);
         Ok(attached)
     }
 
@@ -523,7 +534,7 @@ impl Plane {
     }
 
     /// Starts prefetch and fill, once for each layer.
-    fn start_background(self: &Arc<Self>, layer: &Arc<Layer>, prefetch_bytes: Option<u64>) {
+    fn start_background(self: &Arc<Self>, layer: &Arc<Layer>, request: &AttachRequest) {
         match self.open.lock().get_mut(&layer.digest()) {
             Some(open) if !open.background => open.background = true,
             _ => return,
@@ -531,9 +542,10 @@ impl Plane {
         let prefetch = match layer.index().prefetch_end() {
             _ if !self.config.prefetch => 0,
             Some(end) => end,
-            None => prefetch_bytes.unwrap_or(self.config.prefetch_bytes),
+            None => request.prefetch_bytes.unwrap_or(self.config.prefetch_bytes),
         };
-        tokio::spawn(work_behind(Arc::downgrade(self), Arc::downgrade(layer), prefetch, self.config.fill));
+        let fill = request.fill.unwrap_or(self.config.fill);
+        tokio::spawn(work_behind(Arc::downgrade(self), Arc::downgrade(layer), prefetch, fill));
     }
 
     /// Forgets a layer and deletes its directory, unless a slot shows it.
@@ -620,7 +632,7 @@ async fn forget_unused(plane: Weak<Plane>) {
 }
 
 /// Prefetches, then fills. Holds nothing between its steps, so that a layer nobody shows ends it.
-async fn work_behind(plane: Weak<Plane>, layer: Weak<Layer>, prefetch: u64, fill: bool) {
+async fn work_behind(plane: Weak<Plane>, layer: Weak<Layer>, prefetch: u64, fill: Fill) {
     let Some((first_after, members)) = layer.upgrade().map(|l| {
         let index = l.index();
         let inside =
@@ -630,7 +642,7 @@ async fn work_behind(plane: Weak<Plane>, layer: Weak<Layer>, prefetch: u64, fill
         return;
     };
     walk(&plane, &layer, first_after, Class::Prefetch).await;
-    if fill && walk(&plane, &layer, members, Class::Fill).await == Walked::All {
+    if fill == Fill::On && walk(&plane, &layer, members, Class::Fill).await == Walked::All {
         graduate_behind(&plane, &layer).await;
     }
 }

@@ -82,10 +82,7 @@ pub async fn read(
             .collect();
         members.sort_unstable();
         members.dedup();
-        if let Some(&last) = members.last() {
-            layer.position().missed(last + 1);
-        }
-        let unstored = match fetch::on_demand(layer, &members, deadline).await {
+        let unstored = match fetch::on_demand(layer, node, &bytes, &members, deadline).await {
             Ok(unstored) => unstored,
             Err(error) if attempt >= ATTEMPTS || Instant::now() >= deadline || error.is_verdict() => {
                 return Err(error.into());

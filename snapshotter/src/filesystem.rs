@@ -44,6 +44,9 @@ pub struct LayerRequest {
     pub neighbours: Vec<String>,
     /// Bytes from the start of the blob worth fetching first, where the client told it.
     pub prefetch_bytes: Option<u64>,
+    /// Whether all of the layer is fetched behind the container, where the client told it.
+    #[serde(default)]
+    pub background_fetch: Option<bool>,
     /// Ids of the snapshots below, the parent's first: of a lazy one its slot. The record has them as ancestors, hence
     /// not stored a second time.
     #[serde(skip)]

@@ -21,6 +21,9 @@ pub const REASON: &str = "containerd.io/snapshot/lazurite.reason";
 const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
 const MANIFEST_DIGEST: &str = "containerd.io/snapshot/cri.manifest-digest";
 const PREFETCH: &str = "containerd.io/snapshot/remote/stargz.prefetch";
+/// `true` or `false`: whether all of the layer is fetched behind the container, whatever the daemon's configuration says.
+/// As an annotation of the layer it is passed on by containerd.
+const BACKGROUND_FETCH: &str = "containerd.io/snapshot/lazurite.background-fetch";
 
 /// Where one family of labels keeps the reference, the blob digest and the digests of the layers from this one up.
 struct Family {
@@ -110,6 +113,7 @@ fn request(target: &str, labels: &BTreeMap<String, String>) -> Result<LayerReque
         neighbours: neighbours(layer_digest, get(labels, family.layers).unwrap_or_default()),
         // Only a hint, so a value that is no number is no reason to give the layer up.
         prefetch_bytes: get(labels, PREFETCH).and_then(|value| value.parse().ok()),
+        background_fetch: get(labels, BACKGROUND_FETCH).and_then(|value| value.parse().ok()),
         // Not in the labels: known once the snapshot has its record.
         below: vec![],
         labels: labels.clone(),
@@ -187,6 +191,16 @@ mod tests {
         assert_eq!(request.layer_digest, digest(5));
         assert_eq!(request.neighbours, [digest(5), digest(6)]);
         assert_eq!(request.prefetch_bytes, Some(1024));
+    }
+
+    #[test]
+    fn an_image_may_say_whether_it_is_fetched_behind_the_container() {
+        for (value, expected) in [("true", Some(true)), ("false", Some(false)), ("maybe", None)] {
+            let mut labels = cri();
+            labels.insert(BACKGROUND_FETCH.to_owned(), value.to_owned());
+            assert_eq!(parse(&labels).unwrap().unwrap().background_fetch, expected);
+        }
+        assert_eq!(parse(&cri()).unwrap().unwrap().background_fetch, None);
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub(crate) enum Decision {
     /// Nothing; the layer is committed under this name.
     Exists(String),
     /// Attaches the layer and commits it under the name.
-    Lazy { name: String, request: LayerRequest },
+    Lazy { name: String, request: Box<LayerRequest> },
     /// Creates a snapshot for containerd to unpack into; with the reason, if a layer was offered.
     Ordinary(Option<AttachError>),
 }
@@ -65,7 +65,7 @@ pub(crate) fn decide(request: LayerRequest, parent: &str, places: Vec<Place>) ->
         };
     }
     match free {
-        Some(name) => Decision::Lazy { name, request },
+        Some(name) => Decision::Lazy { name, request: request.into() },
         None => Decision::Ordinary(Some(AttachError::new(
             Reason::Internal,
             format!("all names for {} are held by other snapshots", request.target),
@@ -94,6 +94,7 @@ mod tests {
             manifest_digest: None,
             neighbours: vec![],
             prefetch_bytes: None,
+            background_fetch: None,
             below: vec![],
             labels: Default::default(),
         }

@@ -169,6 +169,7 @@ pub(crate) mod tests {
             manifest_digest: None,
             neighbours: vec!["d".into()],
             prefetch_bytes: Some(9),
+            background_fetch: Some(false),
             below: full.ancestors.clone(),
             labels: full.labels.clone(),
         });

@@ -2,7 +2,10 @@
 //!
 //! The file keeps the incumbent's units and meanings of zero; the libraries take durations and enums. Pure.
 
+use std::num::NonZero;
 use std::time::Duration;
+
+use fusefs::Fill;
 
 use super::{Config, Host, Mirror};
 
@@ -19,6 +22,8 @@ pub struct Fetch {
     pub background_downloads: usize,
     /// Compressed bytes being downloaded or waiting to be decompressed, at least 1.
     pub in_flight_bytes: u64,
+    /// Compressed bytes a second in the background, at most.
+    pub background_rate: Option<NonZero<u64>>,
 }
 
 /// What is fetched ahead when a layer is attached.
@@ -31,15 +36,6 @@ pub enum Prefetch {
         /// Bytes from the start of a layer without a mark.
         unmarked_bytes: u64,
     },
-}
-
-/// Whether layers are downloaded to the end in the background.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fill {
-    /// Only what is read or prefetched is downloaded.
-    Off,
-    /// All of every attached layer.
-    On,
 }
 
 impl Config {
@@ -55,6 +51,7 @@ impl Config {
             },
             fill: if self.no_background_fetch { Fill::Off } else { Fill::On },
             background_downloads: usize::try_from(downloads).unwrap_or(usize::MAX),
+            background_rate: NonZero::new(self.fetch.max_background_bytes_per_sec),
             in_flight_bytes: or_default(self.fetch.max_in_flight_bytes, initial.fetch.max_in_flight_bytes),
         }
     }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use fusefs::Fill;
+
 use super::convert::Fetch;
 use super::*;
 
@@ -299,6 +301,7 @@ fn settings_of_the_data_plane() {
         prefetch: Prefetch::On { unmarked_bytes: 10 << 20 },
         fill: Fill::Off,
         background_downloads: 4,
+        background_rate: None,
         in_flight_bytes: 64 << 20,
     };
     assert_eq!(config.fetch(), expected);

@@ -7,11 +7,11 @@ use std::{
 };
 
 use async_trait::async_trait;
-use fusefs::{AttachRequest, Audits, Below, Graduation, OpaqueXattr, Plane, PlaneConfig};
+use fusefs::{AttachRequest, Audits, Below, Fill, Graduation, OpaqueXattr, Plane, PlaneConfig};
 use snapshotter::{AttachError, FileSystem, LayerRequest, LayerRoot, Reason, Snapshotter, Usage, overlay};
 use tokio::sync::mpsc;
 
-use crate::config::{Config, Fill, Prefetch};
+use crate::config::{Config, Prefetch};
 
 /// The data plane's settings.
 pub fn settings(config: &Config, root: &Path, overlay: overlay::Options) -> PlaneConfig {
@@ -23,7 +23,8 @@ pub fn settings(config: &Config, root: &Path, overlay: overlay::Options) -> Plan
         Prefetch::Off => (false, 0),
         Prefetch::On { unmarked_bytes } => (true, unmarked_bytes),
     };
-    plane.fill = fetch.fill == Fill::On;
+    plane.fill = fetch.fill;
+    plane.fetch.background_rate = fetch.background_rate;
     plane.fetch.audits = if config.no_graduation { Audits::Off } else { Audits::On };
     plane.fetch.background = fetch.background_downloads;
     plane.fetch.in_flight_bytes = fetch.in_flight_bytes;
@@ -108,6 +109,7 @@ pub fn request(layer: &LayerRequest, snapshots: &Path) -> Result<AttachRequest, 
         manifest_digest: layer.manifest_digest.clone(),
         neighbours: layer.neighbours.clone(),
         prefetch_bytes: layer.prefetch_bytes,
+        fill: layer.background_fetch.map(|wanted| if wanted { Fill::On } else { Fill::Off }),
         below: layer
             .below
             .iter()

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use fusefs::{AttachError, AttachRequest, Attached, Plane, PlaneConfig};
+use fusefs::{AttachError, AttachRequest, Attached, Fill, Plane, PlaneConfig};
 use registry::{HostConfig, MirrorConfig, Registry};
 use support::{
     estargz::Built,
@@ -45,7 +45,7 @@ impl Bed {
         }
         let dir = guard::temp_dir();
         let mut config = PlaneConfig::new(dir.path());
-        config.fill = false;
+        config.fill = Fill::Off;
         config.prefetch = false;
         change(&mut config);
         let runtime =
@@ -119,6 +119,7 @@ impl Bed {
             manifest_digest: Some(image.manifest.clone()),
             neighbours: image.layers[n..].to_vec(),
             prefetch_bytes: None,
+            fill: None,
             below: Vec::new(),
         }
     }

@@ -1,8 +1,8 @@
 //! What things cost: requests to the registry, messages from the kernel.
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, sync::atomic::Ordering};
 
-use fusefs::fetch::FetchConfig;
+use fusefs::{Fill, fetch::FetchConfig};
 use support::{estargz::Encoder, guard, layer::Layer};
 
 use super::bed::{Bed, LIMIT, read, tree};
@@ -146,7 +146,7 @@ fn prefetch_brings_what_the_builder_marked_and_fill_the_rest_in_few_requests() {
     read(root.join("dir/file31")).unwrap();
     assert_eq!(bed.ranges(), [], "both were there");
 
-    let Some(bed) = Bed::with(|c| (c.fill, c.fetch.background_request) = (true, 1 << 20), false) else {
+    let Some(bed) = Bed::with(|c| (c.fill, c.fetch.background_request) = (Fill::On, 1 << 20), false) else {
         return;
     };
     let root = bed.attach_one(&Encoder::new().encode(&large(2)));
@@ -156,4 +156,32 @@ fn prefetch_brings_what_the_builder_marked_and_fill_the_rest_in_few_requests() {
     assert!(ranges.len() <= 7, "4 MB in requests of 1 MiB: {ranges:?}");
     bed.origin.stop();
     assert_eq!(tree(root).len(), 42, "and needs no registry");
+}
+
+#[test]
+fn an_image_can_say_that_only_what_is_read_is_fetched() {
+    let Some(bed) = Bed::with(|c| c.fill = Fill::On, false) else { return };
+    let built =
+        Encoder::new().encode(&Layer::new().noise("a", 3 << 20, 1).noise("b", 3 << 20, 2).file("z", "z"));
+    let image = bed.push(&[&built]);
+    let mut request = bed.request(&image, &[&built], 0);
+    request.fill = Some(Fill::Off);
+    bed.attach(1, &request).unwrap();
+    assert_eq!(read(bed.slot(1).join("a")).unwrap().len(), 3 << 20);
+    assert_eq!(bed.plane().fetch_counters().background_requests.load(Ordering::Relaxed), 0);
+    assert!(!bed.plane().layer(1).unwrap().is_complete());
+}
+
+#[test]
+fn a_file_that_is_read_on_comes_in_longer_and_longer_requests() {
+    let Some(bed) = Bed::new() else { return };
+    // Forty chunks that compress to nothing less.
+    let built = Encoder::new().chunk_size(256 << 10).encode(&Layer::new().noise("model", 10 << 20, 1));
+    let image = bed.push(&[&built]);
+    bed.attach(1, &bed.request(&image, &[&built], 0)).unwrap();
+    bed.ranges();
+    assert_eq!(read(bed.slot(1).join("model")).unwrap().len(), 10 << 20);
+    let lengths: Vec<u64> = bed.ranges().iter().map(|range| range.end - range.start).collect();
+    assert!(lengths.len() <= 8, "{lengths:?}");
+    assert!(lengths.iter().max().unwrap() > &(3 << 20), "{lengths:?}");
 }

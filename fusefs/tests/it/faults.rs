@@ -2,6 +2,7 @@
 
 use std::{fs, sync::atomic::Ordering, time::Duration};
 
+use fusefs::Fill;
 use support::{
     estargz::{Built, Encoder},
     guard,
@@ -128,7 +129,7 @@ fn a_registry_that_hangs_blocks_only_who_needs_its_bytes() {
 
 #[test]
 fn many_readers_of_a_hanging_registry_do_not_hold_up_another_registry() {
-    let Some(bed) = Bed::with(|c| (c.fetch.on_demand, c.fill) = (2, true), false) else {
+    let Some(bed) = Bed::with(|c| (c.fetch.on_demand, c.fill) = (2, Fill::On), false) else {
         return;
     };
     let built = Encoder::new().encode(&layer());

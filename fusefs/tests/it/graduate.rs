@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use fusefs::Below;
+use fusefs::{Below, Fill};
 use serde_json::{Value, json};
 use support::{
     estargz::{Encoder, Landmark},
@@ -19,7 +19,7 @@ use super::{
 };
 
 fn bed() -> Option<Bed> {
-    Bed::with(|c| c.fill = true, false)
+    Bed::with(|c| c.fill = Fill::On, false)
 }
 
 /// Waits until the layer in a slot is a directory.
@@ -286,7 +286,7 @@ fn marks_outlive_the_process() {
     tree(bed.slot(1));
     assert!(bed.plane().layer(1).unwrap().is_complete());
     bed.stop();
-    bed.change(|config| config.fill = true);
+    bed.change(|config| config.fill = Fill::On);
     bed.origin.take_requests();
     bed.start();
     bed.runtime.block_on(bed.plane().restore(1, &request)).unwrap();

@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, fs};
 
-use fusefs::{AttachError, AttachRequest};
+use fusefs::{AttachError, AttachRequest, Fill};
 use support::{
     estargz::Encoder,
     guard,
@@ -25,7 +25,7 @@ fn restore(bed: &Bed, slot: u64, request: &AttachRequest) -> bool {
 
 #[test]
 fn local_layers_come_back_without_registry() {
-    let Some(mut bed) = Bed::with(|c| c.fill = true, false) else { return };
+    let Some(mut bed) = Bed::with(|c| c.fill = Fill::On, false) else { return };
     let built = Encoder::new().encode(&layer());
     let image = bed.push(&[&built]);
     let request = bed.request(&image, &[&built], 0);

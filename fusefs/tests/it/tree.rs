@@ -5,7 +5,7 @@ use std::{
     os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _},
 };
 
-use fusefs::Below;
+use fusefs::{Below, Fill};
 use support::{
     estargz::{Encoder, Landmark},
     guard,
@@ -148,7 +148,7 @@ fn random_layers_equal_their_tars() {
 
 #[test]
 fn a_layer_looks_the_same_when_it_is_local() {
-    let Some(bed) = Bed::with(|c| c.fill = true, false) else { return };
+    let Some(bed) = Bed::with(|c| c.fill = Fill::On, false) else { return };
     let layer = torture();
     let root = bed.attach_one(&Encoder::new().chunk_size(100_000).encode(&layer));
     let attached = bed.plane().layer(1).unwrap();

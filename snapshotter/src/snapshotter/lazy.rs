@@ -66,7 +66,7 @@ impl<F: FileSystem> Inner<F> {
         match self.decide(request, &active).await? {
             Decision::Exists(name) => Ok(Prepared::Remote { name }),
             Decision::Ordinary(error) => self.ordinary(active, error).await,
-            Decision::Lazy { name, request } => self.lazy(active, name, request, deadline).await,
+            Decision::Lazy { name, request } => self.lazy(active, name, *request, deadline).await,
         }
     }
 
