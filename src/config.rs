@@ -60,6 +60,8 @@ section! {
         log: Log,
         /// Limits on downloading.
         fetch: FetchLimits,
+        /// What is kept on disk.
+        cache: CacheLimits,
         /// Deadlines and retries of downloads.
         blob: Blob,
         /// Registries and mirrors.
@@ -87,6 +89,18 @@ section! {
         max_in_flight_bytes: u64 = 64 << 20,
         /// Bytes a second that are downloaded in the background at most, reads by containers not counted. 0 means no limit.
         max_background_bytes_per_sec: u64 = 0,
+    }
+}
+
+section! {
+    /// What is kept on disk.
+    "cache" => CacheLimits {
+        /// Bytes of content that all layers may keep together. At the limit the background stops, and readers push
+        /// out what lazy layers have, the least recently used first; layers that have become directories stay. 0
+        /// means that the disk is the limit.
+        max_bytes: u64 = 0,
+        /// How much is pushed out at a time: down to this share of max_bytes, in percent.
+        low_water_percent: u64 = 90,
     }
 }
 
@@ -177,6 +191,7 @@ impl Config {
             Table::section(self),
             self.log.section(),
             self.fetch.section(),
+            self.cache.section(),
             self.blob.section(),
             self.resolver.section(),
             self.docker_config.section(),

@@ -33,6 +33,7 @@ use tokio::{
 };
 
 use crate::{
+    cache::{Cache, CacheConfig},
     index::{Index, Node},
     layer::{Audits, Layer},
 };
@@ -132,6 +133,8 @@ pub struct FetchConfig {
     pub audits: Audits,
     /// Compressed bytes a second in the background altogether, at most.
     pub background_rate: Option<NonZero<u64>>,
+    /// How much is kept.
+    pub cache: CacheConfig,
 }
 
 impl Default for FetchConfig {
@@ -150,6 +153,7 @@ impl Default for FetchConfig {
             background_deadline: Duration::from_secs(120),
             audits: Audits::On,
             background_rate: None,
+            cache: CacheConfig::default(),
         }
     }
 }
@@ -183,6 +187,7 @@ pub struct Engine {
     config: FetchConfig,
     limits: estargz::Limits,
     counters: FetchCounters,
+    cache: Cache,
 }
 
 impl Engine {
@@ -198,7 +203,13 @@ impl Engine {
             config,
             limits,
             counters: FetchCounters::default(),
+            cache: Cache::new(config.cache),
         }
+    }
+
+    /// What all layers keep.
+    pub fn cache(&self) -> &Cache {
+        &self.cache
     }
 
     /// Its settings.
@@ -240,9 +251,20 @@ async fn reserve<'a>(memory: &'a Semaphore, config: &FetchConfig, bytes: u64) ->
     memory.acquire_many(kib).await.expect("the semaphore is never closed")
 }
 
-/// Verified chunks that could not be stored (disk full): served once from memory, then forgotten.
-pub type Unstored = HashMap<u32, Bytes>;
-type Outcome = Result<Arc<Unstored>, Arc<FetchError>>;
+/// Verified chunks by their numbers, as they came. A reader takes them from here, so that it does not depend on their being
+/// stored, nor on their staying so.
+pub type Chunks = HashMap<u32, Bytes>;
+
+/// What became of a member.
+#[derive(Debug, Default)]
+struct Brought {
+    /// For a reader all of its chunks that were missing; in the background only those that could not be stored.
+    chunks: Chunks,
+    /// Whether some of them could not be stored: the disk is full.
+    unstored: bool,
+}
+
+type Outcome = Result<Arc<Brought>, Arc<FetchError>>;
 
 /// The members of one layer under way, and the bounds on what its readers ask for. The bounds are the layer's own:
 /// readers of a layer whose registry hangs must not use up what others need.
@@ -395,15 +417,15 @@ fn claim(layer: &Arc<Layer>, members: &[u32], need: Need, shape: Shape) -> Claim
     Claim { requests, others }
 }
 
-/// Brings members in for a reader of `bytes` of a file. On success every chunk of theirs is in the store or in the map
-/// returned.
+/// Brings members in for a reader of `bytes` of a file. On success every chunk of theirs is in the map returned, or was in the
+/// store.
 pub async fn on_demand(
     layer: &Arc<Layer>,
     node: Node,
     bytes: &Range<u64>,
     members: &[u32],
     deadline: Instant,
-) -> Result<Unstored, Arc<FetchError>> {
+) -> Result<Chunks, Arc<FetchError>> {
     recheck(layer, members).await;
     if let Some(&last) = members.last() {
         layer.position().missed(last + 1);
@@ -428,17 +450,17 @@ pub async fn on_demand(
             run(&layer, request.bytes, flights, Class::OnDemand, deadline).await;
         });
     }
-    let mut unstored = Unstored::new();
+    let mut brought = Chunks::new();
     for mut wait in waits {
         let outcome = tokio::time::timeout_at(deadline, wait.wait_for(Option::is_some)).await;
         match outcome.map(|o| o.ok().and_then(|o| o.clone())) {
-            Ok(Some(Ok(chunks))) => unstored.extend(chunks.iter().map(|(c, b)| (*c, b.clone()))),
+            Ok(Some(Ok(member))) => brought.extend(member.chunks.iter().map(|(c, b)| (*c, b.clone()))),
             Ok(Some(Err(error))) => return Err(error),
             Ok(None) => return Err(Arc::new(FetchError::Aborted)),
             Err(_) => return Err(Arc::new(FetchError::Deadline)),
         }
     }
-    Ok(unstored)
+    Ok(brought)
 }
 
 /// Takes what is useful from bytes that were fetched for another purpose: members that lie wholly in them.
@@ -565,7 +587,7 @@ async fn decode(
         let (layer, blob) = (layer.clone(), blob.clone());
         let work = move || {
             let _core = core;
-            decode_part(&layer, &blob, start, part)
+            decode_part(&layer, &blob, start, part, class)
         };
         // A panic in there drops the flights, which ends them as aborted.
         if let Ok((flights, Some(error))) = tokio::task::spawn_blocking(work).await {
@@ -582,14 +604,15 @@ fn decode_part(
     blob: &Bytes,
     start: u64,
     flights: Vec<Flight>,
+    class: Class,
 ) -> (Vec<Flight>, Option<estargz::Error>) {
     let (mut failed, mut last) = (Vec::new(), None);
     for flight in flights {
         let at =
             usize::try_from(layer.index().member_range(flight.member).start - start).unwrap_or(usize::MAX);
         let member = blob.get(at..).unwrap_or_default();
-        match decode_one(layer, flight.member, member) {
-            Ok(unstored) => flight.end(Ok(Arc::new(unstored))),
+        match decode_one(layer, flight.member, member, class) {
+            Ok(brought) => flight.end(Ok(Arc::new(brought))),
             Err(error) => {
                 failed.push(flight);
                 last = Some(error);
@@ -599,7 +622,7 @@ fn decode_part(
     (failed, last)
 }
 
-fn decode_one(layer: &Layer, member: u32, bytes: &[u8]) -> Result<Unstored, estargz::Error> {
+fn decode_one(layer: &Layer, member: u32, bytes: &[u8], class: Class) -> Result<Brought, estargz::Error> {
     let wanted = missing(layer, member);
     let (whole, limits) = (layer.index().member_range(member), layer.engine().limits());
     let whole = usize::try_from(whole.end - whole.start).ok().and_then(|length| bytes.get(..length));
@@ -624,20 +647,25 @@ fn decode_one(layer: &Layer, member: u32, bytes: &[u8]) -> Result<Unstored, esta
             chunks
         }
     };
-    let mut unstored = Unstored::new();
+    let mut brought = Brought::default();
     for ((id, _), chunk) in wanted.into_iter().zip(chunks) {
-        match layer.store().put(layer.index(), &layer.index().chunk(id), &chunk) {
+        let room = layer.engine().cache.admit(chunk.spec().size, class);
+        match room.and_then(|()| layer.store().put(layer.index(), &layer.index().chunk(id), &chunk)) {
             Ok(()) => {
                 let stored = chunk.data().len() as u64;
                 layer.engine().counters.stored_bytes.fetch_add(stored, Ordering::Relaxed);
             }
             Err(error) => {
                 layer.note_store_error(&error);
-                unstored.insert(id, chunk.into_data());
+                brought.unstored = true;
+                brought.chunks.insert(id, chunk.data().clone());
             }
         }
+        if class == Class::OnDemand {
+            brought.chunks.insert(id, chunk.into_data());
+        }
     }
-    Ok(unstored)
+    Ok(brought)
 }
 
 #[cfg(test)]

@@ -36,6 +36,8 @@ pub struct Layer {
     blob_size: u64,
     last_error: Mutex<Option<String>>,
     changed: AtomicU64,
+    /// Seconds since the epoch.
+    used: AtomicU64,
     disk_full: AtomicBool,
     position: Position,
     audit: Audit,
@@ -90,6 +92,7 @@ impl Layer {
             blob_size,
             last_error: Mutex::new(None),
             changed: AtomicU64::new(now()),
+            used: AtomicU64::new(seconds()),
             disk_full: AtomicBool::new(false),
         }
     }
@@ -135,6 +138,20 @@ impl Layer {
     /// Whether every chunk is in the store: the layer then needs no network.
     pub fn is_complete(&self) -> bool {
         (0..self.index.chunks()).all(|c| self.store.has(c))
+    }
+
+    /// When it was read last, in seconds since the epoch.
+    pub fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// A reader is here.
+    pub(crate) fn note_use(&self) {
+        let now = seconds();
+        // Mostly it says so already, and a line of the cache stays shared.
+        if self.used() != now {
+            self.used.store(now, Ordering::Relaxed);
+        }
     }
 
     /// The directory it has become.
@@ -264,6 +281,11 @@ impl Layer {
         }
         state.to_string()
     }
+}
+
+/// Coarse, but without a system call.
+fn seconds() -> u64 {
+    now() / 1_000_000_000
 }
 
 fn now() -> u64 {

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`audit`] | whether the TOC tells the truth about the tar |
 //! | [`graduate`] | a complete layer becoming a plain directory |
+//! | [`cache`] | how much is kept, and what goes first |
 //! | [`index`] | a layer's tree in one mapped file |
 //! | [`store`] | contents of files, and which chunks are there |
 //! | [`fetch`] | what is downloaded when, and once |
@@ -21,6 +22,7 @@
 
 pub mod audit;
 pub mod blob;
+pub mod cache;
 pub mod fetch;
 pub mod fs;
 pub mod fuse;
@@ -37,6 +39,7 @@ pub mod store;
 mod testing;
 pub mod view;
 
+pub use cache::CacheConfig;
 pub use fs::OpaqueXattr;
 pub use layer::Audits;
 pub use plane::{AttachRequest, Attached, Below, Fill, Graduation, LayerUsage, Plane, PlaneConfig};

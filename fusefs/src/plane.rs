@@ -359,10 +359,13 @@ impl Plane {
         tokio::spawn(async move { plane.forget(digest).await });
     }
 
-    /// What the layer in a slot takes on disk.
+    /// What the layer in a slot takes on disk. Of several slots that show one layer the first has all of it, so that sums
+    /// are right.
     pub fn usage(&self, slot: u64) -> Option<LayerUsage> {
         let layer = self.layer(slot)?;
-        Some(LayerUsage { bytes: layer.store().bytes(), inodes: u64::from(layer.index().nodes()) })
+        let first = self.slots.of(&layer).first().is_some_and(|(first, _)| u64::from(*first) == slot);
+        let usage = LayerUsage { bytes: layer.store().bytes(), inodes: u64::from(layer.index().nodes()) };
+        Some(if first { usage } else { LayerUsage::default() })
     }
 
     /// Deletes the directories of layers that are neither open nor among `wanted`, and what an earlier deletion left.
@@ -459,6 +462,7 @@ impl Plane {
     fn enter(&self, layer: Arc<Layer>) -> Arc<Layer> {
         let open = Open { layer: layer.clone(), since: Instant::now(), background: false };
         self.open.lock().insert(layer.digest(), open);
+        self.engine.cache().add(&layer);
         layer
     }
 

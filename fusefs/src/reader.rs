@@ -8,7 +8,7 @@ use std::{io, ops::Range, sync::Arc};
 use tokio::time::Instant;
 
 use crate::{
-    fetch::{self, FetchError, Unstored},
+    fetch::{self, Chunks, FetchError},
     index::Node,
     layer::Layer,
 };
@@ -48,16 +48,15 @@ pub fn clip(size: u64, offset: u64, len: u32) -> Range<u64> {
 /// Reads from the store alone into `buf` (cleared first). `false` if a byte of it is not there: [`read`] then.
 /// No await and no lock: this runs on a FUSE thread.
 pub fn read_local(layer: &Layer, node: Node, bytes: Range<u64>, buf: &mut Vec<u8>) -> bool {
-    buf.clear();
     if bytes.is_empty() {
+        buf.clear();
         return true;
     }
-    if !layer.index().chunks_in(node, bytes.clone()).all(|c| layer.store().has(c)) {
-        return false;
-    }
+    // What is in it is overwritten: only growth costs anything.
     buf.resize((bytes.end - bytes.start) as usize, 0);
+    layer.note_use();
     match layer.store().read(layer.index(), node, bytes.start, buf) {
-        Ok(()) => true,
+        Ok(here) => here,
         Err(error) => {
             distrust(layer, node, bytes, &error);
             false
@@ -73,17 +72,19 @@ pub async fn read(
     deadline: Instant,
 ) -> Result<Vec<u8>, ReadError> {
     let mut attempt = 1;
+    // What came stays until it is handed on: a small cache may have pushed it out again by then.
+    let mut held = Chunks::new();
     loop {
         let mut members: Vec<u32> = layer
             .index()
             .chunks_in(node, bytes.clone())
-            .filter(|&c| !layer.store().has(c))
+            .filter(|&c| !layer.store().has(c) && !held.contains_key(&c))
             .map(|c| layer.index().chunk(c).member)
             .collect();
         members.sort_unstable();
         members.dedup();
-        let unstored = match fetch::on_demand(layer, node, &bytes, &members, deadline).await {
-            Ok(unstored) => unstored,
+        match fetch::on_demand(layer, node, &bytes, &members, deadline).await {
+            Ok(brought) => held.extend(brought),
             Err(error) if attempt >= ATTEMPTS || Instant::now() >= deadline || error.is_verdict() => {
                 return Err(error.into());
             }
@@ -91,11 +92,21 @@ pub async fn read(
                 attempt += 1;
                 continue;
             }
+        }
+        let in_memory = layer.index().chunks_in(node, bytes.clone()).all(|c| held.contains_key(&c));
+        let assembled = match in_memory {
+            true => assemble(layer, node, bytes.clone(), &held),
+            false => {
+                let (task, range, chunks) = (layer.clone(), bytes.clone(), held.clone());
+                let job = move || assemble(&task, node, range, &chunks);
+                tokio::task::spawn_blocking(job).await.map_err(io::Error::other).and_then(|r| r)
+            }
         };
-        let (task, range) = (layer.clone(), bytes.clone());
-        let assembled = tokio::task::spawn_blocking(move || assemble(&task, node, range, &unstored)).await;
-        match assembled.map_err(io::Error::other).and_then(|r| r) {
-            Ok(bytes) => return Ok(bytes),
+        match assembled {
+            Ok(Some(bytes)) => return Ok(bytes),
+            // Pushed out before it was read.
+            Ok(None) if Instant::now() < deadline => {}
+            Ok(None) => return Err(Arc::new(FetchError::Deadline).into()),
             Err(error) if attempt >= ATTEMPTS => return Err(error.into()),
             Err(error) => {
                 distrust(layer, node, bytes.clone(), &error);
@@ -105,27 +116,27 @@ pub async fn read(
     }
 }
 
-/// Puts a range together from the store and from what could not be stored.
-fn assemble(layer: &Layer, node: Node, bytes: Range<u64>, unstored: &Unstored) -> io::Result<Vec<u8>> {
+/// Puts a range together from what is held in memory and from the store; `None` if a part is in neither.
+fn assemble(layer: &Layer, node: Node, bytes: Range<u64>, held: &Chunks) -> io::Result<Option<Vec<u8>>> {
     let mut out = vec![0; (bytes.end - bytes.start) as usize];
-    if unstored.is_empty() {
-        layer.store().read(layer.index(), node, bytes.start, &mut out)?;
-        return Ok(out);
+    if held.is_empty() {
+        return Ok(layer.store().read(layer.index(), node, bytes.start, &mut out)?.then_some(out));
     }
     for id in layer.index().chunks_in(node, bytes.clone()) {
         let chunk = layer.index().chunk(id).file_range();
         let part = chunk.start.max(bytes.start)..chunk.end.min(bytes.end);
         let target = &mut out[(part.start - bytes.start) as usize..(part.end - bytes.start) as usize];
-        match unstored.get(&id) {
+        match held.get(&id) {
             Some(content) => {
                 target.copy_from_slice(
                     &content[(part.start - chunk.start) as usize..(part.end - chunk.start) as usize],
                 );
             }
-            None => layer.store().read(layer.index(), node, part.start, target)?,
+            None if layer.store().read(layer.index(), node, part.start, target)? => {}
+            None => return Ok(None),
         }
     }
-    Ok(out)
+    Ok(Some(out))
 }
 
 /// The data file was damaged from outside: forget what it was said to hold, so that it is fetched anew.

@@ -18,7 +18,7 @@ use std::{
     io,
     os::{fd::OwnedFd, unix::fs::FileExt as _},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering, fence},
 };
 
 use bytes::Bytes;
@@ -56,6 +56,10 @@ pub struct Store {
     bytes: AtomicU64,
     dir: PathBuf,
     moved: Moved,
+    /// Odd while chunks are being evicted: what was read meanwhile may be a hole.
+    evictions: AtomicU64,
+    /// Where evicting goes on.
+    evict_next: AtomicU32,
     /// Held shared by every change, exclusively to end them; `true`: there are no more.
     frozen: RwLock<bool>,
 }
@@ -84,6 +88,8 @@ impl Store {
             bytes: AtomicU64::new(bytes),
             dir: dir.to_owned(),
             moved: Moved::default(),
+            evictions: AtomicU64::new(0),
+            evict_next: AtomicU32::new(0),
             frozen: RwLock::new(false),
         })
     }
@@ -139,10 +145,69 @@ impl Store {
         self.filled.set_mark(mark);
     }
 
-    /// Fills `buf` from a file's content at `offset`. Every chunk under it must be filled. An error here means that
-    /// the data file was damaged from outside: [`Store::distrust`] its chunks and fetch them again.
-    pub fn read(&self, index: &Index, node: Node, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.find_data(index, node, OFlags::RDONLY)?.read_exact_at(buf, offset)
+    /// Fills `buf` from a file's content at `offset`, if all of it is here: `false` if not, and `buf` is then anything. An
+    /// error means that the data file was damaged from outside: [`Store::distrust`] its chunks and fetch them again.
+    ///
+    /// Takes no lock: that nothing was evicted meanwhile is seen by the number of evictions.
+    pub fn read(&self, index: &Index, node: Node, offset: u64, buf: &mut [u8]) -> io::Result<bool> {
+        let before = self.evictions.load(Ordering::Acquire);
+        let bytes = offset..offset.saturating_add(buf.len() as u64);
+        if before % 2 == 1 || !index.chunks_in(node, bytes).all(|chunk| self.has(chunk)) {
+            return Ok(false);
+        }
+        let read =
+            self.find_data(index, node, OFlags::RDONLY).and_then(|file| file.read_exact_at(buf, offset));
+        fence(Ordering::Acquire);
+        if self.evictions.load(Ordering::Relaxed) != before {
+            return Ok(false);
+        }
+        read.map(|()| true)
+    }
+
+    /// Bytes of a chunk that may or may not be right.
+    fn read_suspect(&self, index: &Index, chunk: &ChunkRef, buf: &mut [u8]) -> io::Result<()> {
+        self.find_data(index, chunk.node, OFlags::RDONLY)?.read_exact_at(buf, chunk.file_offset)
+    }
+
+    /// Gives back the disk of chunks until `bytes` of content are gone, going round: what was evicted last is evicted again
+    /// last. How many bytes went. One at a time. Blocking.
+    ///
+    /// # Errors
+    ///
+    /// The file system cannot punch holes. The chunks are then gone all the same.
+    pub(crate) fn evict(&self, index: &Index, bytes: u64) -> io::Result<u64> {
+        let frozen = self.frozen.read();
+        if *frozen {
+            return Ok(0);
+        }
+        self.filled.begin_changes()?;
+        self.evictions.fetch_add(1, Ordering::AcqRel);
+        let mut evicted = 0;
+        let mut result = Ok(());
+        let first = self.evict_next.load(Ordering::Relaxed);
+        for step in 0..index.chunks() {
+            if evicted >= bytes || result.is_err() {
+                break;
+            }
+            let id = (first + step) % index.chunks();
+            self.evict_next.store(id + 1, Ordering::Relaxed);
+            if self.has(id) {
+                let chunk = index.chunk(id);
+                // The mark first: nobody may believe in a hole.
+                self.unmark(&chunk);
+                evicted += chunk.spec.size;
+                result = self.punch(index, &chunk);
+            }
+        }
+        self.evictions.fetch_add(1, Ordering::AcqRel);
+        result.map(|()| evicted)
+    }
+
+    /// Makes a chunk's bytes a hole. Parts of blocks that neighbours share are zeroed, no more.
+    fn punch(&self, index: &Index, chunk: &ChunkRef) -> io::Result<()> {
+        let file = self.find_data(index, chunk.node, OFlags::WRONLY)?;
+        let flags = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+        Ok(rustix::fs::fallocate(file, flags, chunk.file_offset, chunk.spec.size)?)
     }
 
     /// Writes a verified chunk of the index's layer and marks it filled.
@@ -204,8 +269,8 @@ impl Store {
             return false;
         }
         let mut buf = vec![0; usize::try_from(chunk.spec.size).unwrap_or(usize::MAX)];
-        let intact = self.read(index, chunk.node, chunk.file_offset, &mut buf).is_ok()
-            && chunk.spec.verify(Bytes::from(buf)).is_ok();
+        let intact =
+            self.read_suspect(index, chunk, &mut buf).is_ok() && chunk.spec.verify(Bytes::from(buf)).is_ok();
         if intact {
             self.mark(chunk);
         } else {
@@ -306,12 +371,75 @@ mod tests {
         store.put(&index, &chunk, &bytes).unwrap();
         std::fs::remove_file(dir.path().join("data").join(chunk.node.to_string())).unwrap();
         let mut buf = vec![0; chunk.spec.size as usize];
-        assert!(store.read(&index, chunk.node, 0, &mut buf).is_err());
+        assert!(store.read(&index, chunk.node, 0, &mut buf).is_err(), "the mark says that it is there");
         store.distrust(&index, chunk.node);
         assert!(!store.has(0));
         assert_eq!(store.bytes(), 0);
         store.put(&index, &chunk, &bytes).unwrap();
-        store.read(&index, chunk.node, 0, &mut buf).unwrap();
+        assert!(store.read(&index, chunk.node, 0, &mut buf).unwrap());
         assert_eq!(&buf, bytes.data());
+    }
+
+    #[test]
+    fn what_is_evicted_is_gone_and_can_be_put_again() {
+        use std::os::unix::fs::MetadataExt as _;
+        let (dir, index) = testing::index_of_two_files();
+        let store = Store::open(dir.path(), &index, BootId::from_bytes([1; 16]), Durable::AsMapped).unwrap();
+        for id in 0..2 {
+            let (chunk, bytes) = chunk_bytes(&index, id);
+            store.put(&index, &chunk, &bytes).unwrap();
+        }
+        let (large, bytes) = chunk_bytes(&index, 1);
+        let blocks = || {
+            let path = dir.path().join("data").join(large.node.to_string());
+            std::fs::metadata(path).unwrap().blocks()
+        };
+        assert!(blocks() > 100);
+        let mut buf = vec![0; large.spec.size as usize];
+        assert_eq!(store.evict(&index, 1).unwrap(), index.chunk(0).spec.size, "the first chunk");
+        assert!(!store.has(0) && store.has(1));
+        assert_eq!(store.evict(&index, 1).unwrap(), large.spec.size, "then the next");
+        assert_eq!((store.bytes(), store.has(1)), (0, false));
+        assert!(blocks() <= 8, "at most a block that a file's end is in");
+        assert!(!store.read(&index, large.node, 0, &mut buf).unwrap());
+        store.put(&index, &large, &bytes).unwrap();
+        assert!(store.read(&index, large.node, 0, &mut buf).unwrap());
+        assert_eq!(&buf, bytes.data());
+        assert_eq!(store.evict(&index, u64::MAX).unwrap(), large.spec.size);
+    }
+
+    #[test]
+    fn readers_never_see_a_hole() {
+        let (dir, index) = testing::index_of_two_files();
+        let store = Store::open(dir.path(), &index, BootId::from_bytes([1; 16]), Durable::AsMapped).unwrap();
+        let (chunk, bytes) = chunk_bytes(&index, 1);
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let readers: Vec<_> = (0..2)
+                .map(|_| {
+                    scope.spawn(|| {
+                        let (mut buf, mut hits) = (vec![0; chunk.spec.size as usize], 0_u32);
+                        while !done.load(Ordering::Relaxed) {
+                            buf.fill(0);
+                            if store.read(&index, chunk.node, 0, &mut buf).unwrap_or(false) {
+                                assert!(buf == *bytes.data(), "a read has seen what is not there");
+                                hits += 1;
+                            }
+                        }
+                        hits
+                    })
+                })
+                .collect();
+            for _ in 0..2000 {
+                store.put(&index, &chunk, &bytes).unwrap();
+                std::thread::yield_now();
+                store.evict(&index, 1).unwrap();
+            }
+            store.put(&index, &chunk, &bytes).unwrap();
+            while store.bytes() == 0 {}
+            done.store(true, Ordering::Relaxed);
+            let hits: u32 = readers.into_iter().map(|reader| reader.join().unwrap()).sum();
+            assert!(hits > 0, "the last put was seen");
+        });
     }
 }

@@ -5,7 +5,7 @@
 use std::num::NonZero;
 use std::time::Duration;
 
-use fusefs::Fill;
+use fusefs::{CacheConfig, Fill};
 
 use super::{Config, Host, Mirror};
 
@@ -24,6 +24,8 @@ pub struct Fetch {
     pub in_flight_bytes: u64,
     /// Compressed bytes a second in the background, at most.
     pub background_rate: Option<NonZero<u64>>,
+    /// How much is kept on disk.
+    pub cache: CacheConfig,
 }
 
 /// What is fetched ahead when a layer is attached.
@@ -51,6 +53,10 @@ impl Config {
             },
             fill: if self.no_background_fetch { Fill::Off } else { Fill::On },
             background_downloads: usize::try_from(downloads).unwrap_or(usize::MAX),
+            cache: CacheConfig {
+                most: NonZero::new(self.cache.max_bytes),
+                low_water: u8::try_from(self.cache.low_water_percent.min(100)).unwrap_or(100),
+            },
             background_rate: NonZero::new(self.fetch.max_background_bytes_per_sec),
             in_flight_bytes: or_default(self.fetch.max_in_flight_bytes, initial.fetch.max_in_flight_bytes),
         }

@@ -25,6 +25,7 @@ pub fn settings(config: &Config, root: &Path, overlay: overlay::Options) -> Plan
     };
     plane.fill = fetch.fill;
     plane.fetch.background_rate = fetch.background_rate;
+    plane.fetch.cache = fetch.cache;
     plane.fetch.audits = if config.no_graduation { Audits::Off } else { Audits::On };
     plane.fetch.background = fetch.background_downloads;
     plane.fetch.in_flight_bytes = fetch.in_flight_bytes;

@@ -94,7 +94,7 @@ pub async fn background(layer: &Arc<Layer>, position: &Position, until: u32, cla
             run(layer, request.bytes, flights, class, deadline).await;
             for wait in waits {
                 match wait.borrow().as_ref() {
-                    Some(Ok(unstored)) if !unstored.is_empty() => return Step::NoSpace,
+                    Some(Ok(brought)) if brought.unstored => return Step::NoSpace,
                     Some(Err(e)) => error = Some(e.clone()),
                     _ => {}
                 }

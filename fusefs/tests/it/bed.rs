@@ -1,6 +1,6 @@
 //! A registry, a data plane and a mount for one test.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
 use fusefs::{AttachError, AttachRequest, Attached, Fill, Plane, PlaneConfig};
 use registry::{HostConfig, MirrorConfig, Registry};
@@ -150,6 +150,11 @@ impl Bed {
     pub fn ranges(&self) -> Vec<std::ops::Range<u64>> {
         let log = self.origin.take_requests();
         log.iter().filter(|r| r.is_blob_get()).map(|r| r.single().expect("one absolute range")).collect()
+    }
+
+    /// Lets the kernel forget what it has read.
+    pub fn forget_pages(&self) {
+        fs::write("/proc/sys/vm/drop_caches", "1").unwrap();
     }
 
     /// Requests the kernel has sent so far.
