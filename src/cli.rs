@@ -5,6 +5,7 @@
 
 use std::num::NonZero;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -38,6 +39,15 @@ pub enum Command {
     Convert(Box<ConvertArgs>),
     /// Show what is in an image's layers, and whether they can be lazy.
     Inspect(InspectArgs),
+    /// Show what the daemon keeps on disk, and give it back.
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  \
+        lazurite cache ls\n  \
+        lazurite cache rm 4f1c9d\n  \
+        lazurite cache prune --unused 24h"
+    )]
+    Cache(CacheCommand),
     /// Check the kernel, the file system and containerd's configuration; say how to fix what is wrong.
     Check(CheckArgs),
     /// Show or check configuration files.
@@ -323,6 +333,86 @@ pub struct CheckArgs {
     pub json: bool,
 }
 
+/// `lazurite cache`
+#[derive(Debug, Subcommand)]
+pub enum CacheCommand {
+    /// List the layers and what is here of them.
+    #[command(after_help = "Example:\n  lazurite cache ls --json")]
+    Ls(CacheLsArgs),
+    /// Give back the disk that lazy layers take. What they show is fetched again when it is read.
+    #[command(after_help = "Example:\n  lazurite cache rm 4f1c9d\n\n\
+        Layers that have become directories stay: containers use them. They go with their images.\n\
+        Exit status 1 if one of the layers stays.")]
+    Rm(CacheRmArgs),
+    /// Give back the disk of all lazy layers that were not read lately.
+    #[command(after_help = "Example:\n  lazurite cache prune --unused 24h")]
+    Prune(CachePruneArgs),
+}
+
+impl CacheCommand {
+    /// Which daemon is meant.
+    pub fn config(&self) -> &ConfigArgs {
+        match self {
+            Self::Ls(CacheLsArgs { config, .. })
+            | Self::Rm(CacheRmArgs { config, .. })
+            | Self::Prune(CachePruneArgs { config, .. }) => config,
+        }
+    }
+}
+
+/// `lazurite cache ls`
+#[derive(Debug, Args)]
+pub struct CacheLsArgs {
+    /// Which daemon.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Print the list as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `lazurite cache rm`
+#[derive(Debug, Args)]
+pub struct CacheRmArgs {
+    /// The layers: digests of a table of contents or a blob, or how they begin
+    #[arg(value_name = "DIGEST", required = true)]
+    pub layers: Vec<String>,
+    /// Which daemon.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `lazurite cache prune`
+#[derive(Debug, Args)]
+pub struct CachePruneArgs {
+    /// Only layers that were not read for this long: seconds, or with m, h or d behind it
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "0")]
+    pub unused: Duration,
+    /// Which daemon.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A number of seconds, or of minutes, hours or days with m, h or d behind it.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|letter: char| !letter.is_ascii_digit());
+    let unit: u64 = match &text[digits.len()..] {
+        "" | "s" => 1,
+        "m" | "min" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        unit => return Err(format!("{unit:?} is no unit; there are s, m, h and d")),
+    };
+    let number: u64 = digits.parse().map_err(|_| "a time, as 90, 30m, 24h or 7d".to_owned())?;
+    number.checked_mul(unit).map(Duration::from_secs).ok_or_else(|| "too long a time".to_owned())
+}
+
 /// `lazurite config`
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
@@ -352,6 +442,18 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn times_are_read() {
+        for (text, seconds) in
+            [("0", 0), ("90", 90), ("90s", 90), ("30m", 1800), ("24h", 86_400), ("7d", 604_800)]
+        {
+            assert_eq!(parse_duration(text), Ok(Duration::from_secs(seconds)));
+        }
+        for text in ["", "h", "1w", "-1", "1.5h", "999999999999999999d"] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Only this package knows TOML, argv, environment variables and signals. A command that fails prints one line with
 //! the whole chain of causes and exits with 1; a command line that makes no sense exits with 2.
 
+mod cache;
 mod check;
 mod cli;
 mod config;
@@ -69,6 +70,13 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             let config = load(args.registry.config.as_deref())?;
             log(Level::Warn, LogFormat::Text);
             return runtime()?.block_on(inspect::run(&args, &config));
+        }
+        Command::Cache(command) => {
+            let args = command.config();
+            let mut config = load(args.config.as_deref())?;
+            args.apply(&mut config);
+            log(Level::Warn, LogFormat::Text);
+            return runtime()?.block_on(cache::run(&command, &config));
         }
         Command::Check(args) => {
             let mut config = load(args.config.config.as_deref())?;

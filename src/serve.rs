@@ -3,6 +3,7 @@
 //! Owns the order of start and stop, the lock on the root directory, the socket, and the few lines that plug the data
 //! plane into the control plane. Start needs no network: layers come back from their indexes.
 
+mod control;
 mod plane;
 
 use std::{
@@ -26,6 +27,8 @@ use tokio::{
 };
 
 use crate::config::Config;
+
+pub use control::address as control_address;
 
 /// After a signal, calls under way have this long to end. A call that waits for a registry may not hold up a stop.
 const GRACE: Duration = Duration::from_secs(5);
@@ -64,6 +67,12 @@ async fn serve(config: &Config, root: &Path) -> anyhow::Result<()> {
         let _ = wait.wait_for(|stop| *stop).await;
     };
     let mut server = tokio::spawn(snapshotter::service::serve(listener, snapshotter.clone(), shutdown));
+    let mut wait = stopped.clone();
+    let control = control::address(&config.address);
+    let control_shutdown = async move {
+        let _ = wait.wait_for(|stop| *stop).await;
+    };
+    tokio::spawn(control::serve(listen(&control).await?, plane.clone(), control_shutdown));
     tracing::info!(address = %config.address.display(), root = %root.display(), "serving");
     // Without systemd there is nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -89,6 +98,7 @@ async fn serve(config: &Config, root: &Path) -> anyhow::Result<()> {
     }
     // The next daemon binds anew; a client must not connect to nobody.
     let _ = fs::remove_file(&config.address);
+    let _ = fs::remove_file(&control);
     tokio::task::spawn_blocking(move || plane.stop()).await?;
     Ok(())
 }

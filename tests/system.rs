@@ -501,6 +501,49 @@ fn a_service_manager_hears_when_the_daemon_is_ready_and_when_it_stops() {
 }
 
 #[test]
+fn the_cache_is_listed_and_given_back() {
+    let Some(mut stand) = Stand::new("no_graduation = true\n") else { return };
+    let image = Image::busybox();
+    let mut registry = DockerRegistry::with_images(&stand.dir.path().join("registry"), &image);
+    let reference = image.reference(&registry, Form::Estargz);
+    stand.pull(&reference);
+    assert!(stand.lazurite.wait_log("layer is local", LIMIT), "{}", stand.lazurite.log());
+    let socket = stand.lazurite.socket();
+    let cache = |args: &[&str]| {
+        let mut command = Command::new("timeout");
+        command.args(["60", BINARY, "cache"]).args(args).arg("--address").arg(&socket);
+        command.output().unwrap()
+    };
+    let list = || -> Value { serde_json::from_slice(&cache(&["ls", "--json"]).stdout).unwrap() };
+    let listed = list();
+    let layer = &listed["layers"][0];
+    assert_eq!((&layer["state"], &layer["local_bytes"]), (&json!("local"), &layer["content_bytes"]));
+    assert!(layer["content_bytes"].as_u64().unwrap() > 500_000 && listed["most_bytes"].is_null());
+    let table = text(&cache(&["ls"]));
+    assert!(table.contains("local") && table.contains(&registry.address().to_string()), "{table}");
+
+    let kept: Value = serde_json::from_slice(&cache(&["prune", "--unused", "1h", "--json"]).stdout).unwrap();
+    assert_eq!(kept["evicted"][0]["bytes"], 0, "{kept:#}");
+    let hex = layer["toc_digest"].as_str().unwrap().trim_start_matches("sha256:")[..10].to_owned();
+    let gone = cache(&["rm", &hex]);
+    assert!(gone.status.success() && text(&gone).contains("given back"), "{}", text(&gone));
+    assert_eq!(
+        (&list()["layers"][0]["local_bytes"], &list()["layers"][0]["state"]),
+        (&json!(0), &json!("lazy"))
+    );
+    let wrong = cache(&["rm", "ffff"]);
+    assert!(!wrong.status.success() && text(&wrong).contains("cache ls"), "{}", text(&wrong));
+
+    // What is read comes back, and is missed without the registry.
+    assert_eq!(stand.run(&reference, &["/bin/sh", "-c", "echo back"]), "back\n");
+    assert!(list()["layers"][0]["local_bytes"].as_u64().unwrap() > 0);
+    registry.stop();
+    stand.lazurite.stop();
+    let nobody = cache(&["ls"]);
+    assert!(!nobody.status.success() && text(&nobody).contains("is it running?"), "{}", text(&nobody));
+}
+
+#[test]
 fn one_root_has_one_daemon() {
     let Some(stand) = Stand::new("") else { return };
     let second = Command::new("timeout")

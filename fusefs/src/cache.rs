@@ -5,7 +5,7 @@
 //! any more is not here, it was deleted.
 //!
 //! Room is made for readers only. The background keeps to the room there is, or layers would push each other out for ever;
-//! it waits until layers go or the limit is raised.
+//! it waits until layers go or the limit is raised. A layer that is becoming a directory is pinned first.
 //!
 //! Invariant: evicting never changes what a read returns (see `Store::evict`), only whether it is here.
 
@@ -124,20 +124,46 @@ impl Cache {
         let candidates: Vec<Candidate> = layers
             .iter()
             .map(|layer| Candidate {
-                bytes: if layer.graduated().is_some() { 0 } else { layer.store().bytes() },
+                bytes: if layer.is_pinned() { 0 } else { layer.store().bytes() },
                 used: layer.used(),
             })
             .collect();
         let chosen = choose(&candidates, wanted).or_else(|| choose(&candidates, needed)).ok_or_else(full)?;
         let mut freed = 0;
         for (n, bytes) in chosen {
-            let layer = &layers[n];
-            let evicted = layer.store().evict(layer.index(), bytes)?;
-            tracing::debug!(layer = %layer.digest(), evicted, "evicted");
-            freed += evicted;
+            freed += evict(&layers[n], bytes)?;
         }
         if freed >= needed { Ok(()) } else { Err(full()) }
     }
+
+    /// Lets nothing of a layer go from now on; whether all of it is here then.
+    pub fn pin(&self, layer: &Layer) -> bool {
+        // After what is being evicted.
+        let _alone = self.evicting.lock();
+        layer.pin(true);
+        layer.is_complete()
+    }
+
+    /// Gives back the disk of up to `bytes` of a layer's content. Blocking.
+    ///
+    /// # Errors
+    ///
+    /// The file system cannot punch holes.
+    pub fn evict(&self, layer: &Layer, bytes: u64) -> io::Result<u64> {
+        let _alone = self.evicting.lock();
+        if layer.is_pinned() {
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, "it is becoming a directory"));
+        }
+        evict(layer, bytes)
+    }
+}
+
+/// Under the lock of evicting.
+fn evict(layer: &Layer, bytes: u64) -> io::Result<u64> {
+    let evicted = layer.store().evict(layer.index(), bytes)?;
+    layer.touch();
+    tracing::debug!(layer = %layer.digest(), evicted, "evicted");
+    Ok(evicted)
 }
 
 #[cfg(test)]

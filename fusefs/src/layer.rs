@@ -9,7 +9,7 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use estargz::{DecodedMember, Digest};
@@ -42,6 +42,8 @@ pub struct Layer {
     position: Position,
     audit: Audit,
     graduated: OnceLock<Graduated>,
+    /// It is becoming a directory: nothing of it may go.
+    pinned: AtomicBool,
 }
 
 /// How the comparison of a layer's TOC with its tar stands.
@@ -83,6 +85,7 @@ impl Layer {
             position: Position::default(),
             audit,
             graduated: OnceLock::new(),
+            pinned: AtomicBool::new(false),
             index,
             store,
             sources,
@@ -145,6 +148,11 @@ impl Layer {
         self.used.load(Ordering::Relaxed)
     }
 
+    /// For how long it was not read.
+    pub fn unused(&self) -> Duration {
+        Duration::from_secs(seconds().saturating_sub(self.used()))
+    }
+
     /// A reader is here.
     pub(crate) fn note_use(&self) {
         let now = seconds();
@@ -157,6 +165,16 @@ impl Layer {
     /// The directory it has become.
     pub fn graduated(&self) -> Option<&Graduated> {
         self.graduated.get()
+    }
+
+    /// Whether its content must stay: it is a directory, or is becoming one.
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.pinned.load(Ordering::Acquire) || self.graduated().is_some()
+    }
+
+    /// Lets its content stay, or go again.
+    pub(crate) fn pin(&self, pinned: bool) {
+        self.pinned.store(pinned, Ordering::Release);
     }
 
     /// Notes the directory it has become.
@@ -232,6 +250,11 @@ impl Layer {
             Some(mismatch) => Err(mismatch.clone()),
             None => Ok(members),
         }
+    }
+
+    /// What went wrong last, with its reason code in front.
+    pub fn last_error(&self) -> Option<String> {
+        self.last_error.lock().clone()
     }
 
     /// Remembers a failure for [`Layer::state_json`]. It is never a reason to refuse a later read.

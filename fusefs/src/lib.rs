@@ -41,6 +41,6 @@ pub mod view;
 
 pub use cache::CacheConfig;
 pub use fs::OpaqueXattr;
-pub use layer::Audits;
-pub use plane::{AttachRequest, Attached, Below, Fill, Graduation, LayerUsage, Plane, PlaneConfig};
+pub use layer::{Audits, Layer};
+pub use plane::{AttachRequest, Attached, Below, Evicted, Fill, Graduation, LayerUsage, Plane, PlaneConfig};
 pub use resolve::AttachError;

@@ -27,6 +27,7 @@ use tokio::{
 };
 
 use crate::{
+    cache::CacheConfig,
     fetch::{self, Class, Engine, FetchConfig, FetchCounters, Step},
     fs::OpaqueXattr,
     fuse::{Adapter, Connection, FuseCounters, clear_stale},
@@ -148,6 +149,17 @@ pub struct Graduation {
     pub slots: Vec<u64>,
     /// The directory.
     pub tree: PathBuf,
+}
+
+/// What became of a layer that was to be evicted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Evicted {
+    /// The layer.
+    pub digest: Digest,
+    /// Bytes of content that went.
+    pub bytes: u64,
+    /// Why nothing went.
+    pub refused: Option<String>,
 }
 
 /// What a layer takes on disk.
@@ -366,6 +378,41 @@ impl Plane {
         let first = self.slots.of(&layer).first().is_some_and(|(first, _)| u64::from(*first) == slot);
         let usage = LayerUsage { bytes: layer.store().bytes(), inodes: u64::from(layer.index().nodes()) };
         Some(if first { usage } else { LayerUsage::default() })
+    }
+
+    /// The layers that are open, with the slots that show them.
+    pub fn layers(&self) -> Vec<(Arc<Layer>, Vec<u64>)> {
+        let open: Vec<Arc<Layer>> = self.open.lock().values().map(|open| open.layer.clone()).collect();
+        let slots = |layer: &Layer| self.slots.of(layer).iter().map(|(slot, _)| u64::from(*slot)).collect();
+        open.into_iter().map(|layer| (layer.clone(), slots(&layer))).collect()
+    }
+
+    /// The limits of what layers keep.
+    pub fn cache(&self) -> &CacheConfig {
+        self.engine.cache().config()
+    }
+
+    /// Gives back the disk that lazy layers take: those named (all if none is) that were not read for as long. Blocking.
+    pub fn evict(&self, wanted: &[Digest], unused: Duration) -> Vec<Evicted> {
+        let open: HashMap<Digest, Arc<Layer>> =
+            self.layers().into_iter().map(|(layer, _)| (layer.digest(), layer)).collect();
+        let all: Vec<Digest> =
+            if wanted.is_empty() { open.keys().copied().collect() } else { wanted.to_vec() };
+        let evict = |digest: Digest| {
+            let refused = |why: &str| Evicted { digest, bytes: 0, refused: Some(why.to_owned()) };
+            let Some(layer) = open.get(&digest) else { return refused("there is no such layer") };
+            if layer.graduated().is_some() {
+                return refused("it is a directory that containers may use");
+            }
+            if layer.unused() < unused {
+                return refused("it was read since");
+            }
+            match self.engine.cache().evict(layer, u64::MAX) {
+                Ok(bytes) => Evicted { digest, bytes, refused: None },
+                Err(error) => refused(&error.to_string()),
+            }
+        };
+        all.into_iter().map(evict).collect()
     }
 
     /// Deletes the directories of layers that are neither open nor among `wanted`, and what an earlier deletion left.
@@ -664,16 +711,20 @@ async fn graduate_behind(plane: &Weak<Plane>, layer: &Weak<Layer>) {
     if plane.stopping.load(Ordering::Acquire) {
         return;
     }
-    let made = tokio::task::spawn_blocking(move || match job.audited() {
-        Ok(true) => graduate::graduate(&job, view.adopted(), opaque).map(Some),
-        Ok(false) | Err(_) => Ok(None),
+    let made = tokio::task::spawn_blocking(move || {
+        let ready = job.audited() == Ok(true) && job.engine().cache().pin(&job);
+        ready.then(|| graduate::graduate(&job, view.adopted(), opaque)).transpose()
     });
-    let graduated = match made.await {
-        Ok(Ok(Some(graduated))) => graduated,
-        Ok(Err(error)) => return layer.note_not_graduated(&error),
-        Ok(Ok(None)) | Err(_) => return,
-    };
-    layer.note_graduated(graduated);
+    match made.await {
+        Ok(Ok(Some(graduated))) => layer.note_graduated(graduated),
+        failed => {
+            layer.pin(false);
+            if let Ok(Err(error)) = failed {
+                layer.note_not_graduated(&error);
+            }
+            return;
+        }
+    }
     let slots = plane.slots.of(&layer);
     let fit = slots.iter().filter_map(|(slot, view)| view.graduated().map(|tree| (u64::from(*slot), tree)));
     let (slots, trees): (Vec<u64>, Vec<&Path>) = fit.unzip();

@@ -1,0 +1,88 @@
+//! The control socket: what the daemon says of itself, and does when asked by `lazurite cache`.
+//!
+//! Beside containerd's socket, with `.control` behind its name, so that every daemon has its own. An adapter and nothing
+//! else.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use fusefs::{Evicted, Plane};
+use proto::control::control_server::{Control, ControlServer};
+use proto::control::{
+    self, EvictRequest, EvictResponse, Layer, ListLayersRequest, ListLayersResponse, State,
+};
+use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::{Request, Response, Status};
+
+/// The control socket of the daemon whose socket for containerd is `address`.
+pub fn address(address: &Path) -> PathBuf {
+    let mut name = address.as_os_str().to_owned();
+    name.push(".control");
+    name.into()
+}
+
+/// Serves until `shutdown` is ready.
+pub async fn serve(listener: UnixListener, plane: Arc<Plane>, shutdown: impl Future<Output = ()>) {
+    let served = tonic::transport::Server::builder()
+        .add_service(ControlServer::new(Service { plane }))
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown)
+        .await;
+    if let Err(error) = served {
+        tracing::warn!(%error, "the control socket is closed");
+    }
+}
+
+struct Service {
+    plane: Arc<Plane>,
+}
+
+#[tonic::async_trait]
+impl Control for Service {
+    async fn list_layers(
+        &self,
+        _: Request<ListLayersRequest>,
+    ) -> Result<Response<ListLayersResponse>, Status> {
+        let layers = self.plane.layers().iter().map(layer).collect();
+        let most_bytes = self.plane.cache().most.map_or(0, std::num::NonZero::get);
+        Ok(Response::new(ListLayersResponse { layers, most_bytes }))
+    }
+
+    async fn evict(&self, request: Request<EvictRequest>) -> Result<Response<EvictResponse>, Status> {
+        let EvictRequest { toc_digests, unused_seconds } = request.into_inner();
+        let wanted = toc_digests
+            .iter()
+            .map(|text| text.parse())
+            .collect::<Result<Vec<estargz::Digest>, _>>()
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let plane = self.plane.clone();
+        let unused = std::time::Duration::from_secs(unused_seconds);
+        let evicted = tokio::task::spawn_blocking(move || plane.evict(&wanted, unused)).await;
+        let evicted = evicted.map_err(|error| Status::internal(error.to_string()))?;
+        let evicted = evicted.into_iter().map(|Evicted { digest, bytes, refused }| control::Evicted {
+            toc_digest: digest.to_string(),
+            bytes,
+            refused: refused.unwrap_or_default(),
+        });
+        Ok(Response::new(EvictResponse { evicted: evicted.collect() }))
+    }
+}
+
+fn layer((layer, slots): &(Arc<fusefs::Layer>, Vec<u64>)) -> Layer {
+    let state = match (layer.graduated(), layer.is_complete()) {
+        (Some(_), _) => State::Directory,
+        (None, true) => State::Local,
+        (None, false) => State::Lazy,
+    };
+    Layer {
+        toc_digest: layer.digest().to_string(),
+        blob_digest: layer.blob_digest().to_owned(),
+        source: layer.sources().name().to_string(),
+        content_bytes: layer.index().content_bytes(),
+        local_bytes: layer.store().bytes(),
+        state: state.into(),
+        used: layer.used(),
+        slots: slots.clone(),
+        error: layer.last_error().unwrap_or_default(),
+    }
+}
