@@ -4,6 +4,7 @@
 //! plane into the control plane. Start needs no network: layers come back from their indexes.
 
 mod control;
+mod memory;
 mod plane;
 
 use std::{
@@ -37,6 +38,7 @@ const RUNTIME_GRACE: Duration = Duration::from_secs(2);
 
 /// Runs until SIGTERM or SIGINT.
 pub fn run(config: &Config) -> anyhow::Result<()> {
+    memory::settle();
     // Mount options name directories, and the daemon's own working directory means nothing to who mounts them.
     let root = std::path::absolute(&config.root).context("finding the root directory")?;
     create_root(&root)?;
@@ -58,6 +60,8 @@ async fn serve(config: &Config, root: &Path) -> anyhow::Result<()> {
         tokio::spawn(plane::relink(graduations, snapshotter.clone()));
     }
     restore(&plane, root, &snapshotter).await?;
+
+    tokio::spawn(memory::keep_small(plane.clone()));
 
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -40,10 +40,13 @@ use crate::{
 
 pub mod ahead;
 mod background;
+mod pace;
 pub mod plan;
+pub(crate) mod priority;
 mod scheduler;
 
 pub use background::{Position, Step, background};
+use pace::Pace;
 pub use plan::Shape;
 use plan::{Members, Request};
 pub use scheduler::Class;
@@ -180,8 +183,7 @@ pub struct Engine {
     cpu: Arc<Semaphore>,
     /// Who may stand in line for `cpu` in the background, so that a reader has few in front of it.
     background_cpu: Semaphore,
-    /// When the next background request may begin, if their rate is limited.
-    next_background: Mutex<Instant>,
+    pace: Pace,
     /// KiB of memory for background requests.
     memory: Semaphore,
     config: FetchConfig,
@@ -198,7 +200,7 @@ impl Engine {
             scheduler: Scheduler::new(config.background),
             cpu: Arc::new(Semaphore::new(cores)),
             background_cpu: Semaphore::new(cores),
-            next_background: Mutex::new(Instant::now()),
+            pace: Pace::new(config.background_rate),
             memory: Semaphore::new(in_flight_kib(&config) as usize),
             config,
             limits,
@@ -226,18 +228,6 @@ impl Engine {
     pub fn limits(&self) -> &estargz::Limits {
         &self.limits
     }
-}
-
-/// Waits until `bytes` more may be fetched in the background.
-async fn pace(engine: &Engine, bytes: u64) {
-    let Some(rate) = engine.config.background_rate else { return };
-    let begin = {
-        let mut next = engine.next_background.lock();
-        let begin = (*next).max(Instant::now());
-        *next = begin + Duration::from_secs_f64(bytes as f64 / rate.get() as f64);
-        begin
-    };
-    tokio::time::sleep_until(begin).await;
 }
 
 fn in_flight_kib(config: &FetchConfig) -> u32 {
@@ -431,8 +421,9 @@ pub async fn on_demand(
         layer.position().missed(last + 1);
     }
     let mut shape = layer.engine().config.shape;
+    let first = layer.engine().pace.ahead(shape.ahead);
     shape.ahead =
-        layer.flights().streams.lock().ahead(node, bytes.start, bytes.end, shape.ahead, shape.max_request);
+        layer.flights().streams.lock().ahead(node, bytes.start, bytes.end, first, shape.max_request);
     let Claim { requests, others } = claim(layer, members, Need::Chunks, shape);
     let mut waits = others;
     for (request, flights) in requests {
@@ -510,6 +501,7 @@ async fn run(
     let mut range = bytes;
     for attempt in 1..=VERIFY_ATTEMPTS {
         let options = ReadOptions { deadline, avoid: avoid.clone() };
+        let begun = Instant::now();
         let (served, source_name) = match layer.sources().read(range.clone(), &options).await {
             Ok(served) => served,
             Err((error, source_name)) => {
@@ -519,6 +511,7 @@ async fn run(
             }
         };
         layer.engine().counters.compressed_bytes.fetch_add(served.bytes.len() as u64, Ordering::Relaxed);
+        layer.engine().pace.note(served.bytes.len() as u64, begun.elapsed());
         let host = served.host;
         let Some((failed, error)) = decode(layer, served.bytes, range.start, flights, class).await else {
             return;
@@ -587,6 +580,7 @@ async fn decode(
         let (layer, blob) = (layer.clone(), blob.clone());
         let work = move || {
             let _core = core;
+            let _low = (class != Class::OnDemand).then(priority::lower);
             decode_part(&layer, &blob, start, part, class)
         };
         // A panic in there drops the flights, which ends them as aborted.
@@ -666,23 +660,4 @@ fn decode_one(layer: &Layer, member: u32, bytes: &[u8], class: Class) -> Result<
         }
     }
     Ok(brought)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn the_background_keeps_to_its_rate_from_the_first_byte_on() {
-        let config = FetchConfig { background_rate: NonZero::new(1_000_000), ..FetchConfig::default() };
-        let engine = Engine::new(config, estargz::Limits::default());
-        let begun = Instant::now();
-        for _ in 0..5 {
-            pace(&engine, 500_000).await;
-        }
-        assert_eq!(begun.elapsed(), Duration::from_secs(2), "the fifth begins when four have had their time");
-        let unlimited = Engine::new(FetchConfig::default(), estargz::Limits::default());
-        pace(&unlimited, u64::MAX).await;
-        assert_eq!(begun.elapsed(), Duration::from_secs(2));
-    }
 }

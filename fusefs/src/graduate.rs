@@ -86,6 +86,7 @@ pub fn graduate(layer: &Layer, adopted: &Adopted, opaque: OpaqueXattr) -> Result
         let path = path.to_owned();
         move |error: io::Error| GraduateError { path, error }
     };
+    layer.store().expect_moves();
     match fs::create_dir(&partial) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(at(&partial)(error)),
         _ => {}

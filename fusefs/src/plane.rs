@@ -712,6 +712,7 @@ async fn graduate_behind(plane: &Weak<Plane>, layer: &Weak<Layer>) {
         return;
     }
     let made = tokio::task::spawn_blocking(move || {
+        let _low = fetch::priority::lower();
         let ready = job.audited() == Ok(true) && job.engine().cache().pin(&job);
         ready.then(|| graduate::graduate(&job, view.adopted(), opaque)).transpose()
     });

@@ -87,7 +87,7 @@ impl Store {
             filled,
             bytes: AtomicU64::new(bytes),
             dir: dir.to_owned(),
-            moved: Moved::default(),
+            moved: Moved::of(dir),
             evictions: AtomicU64::new(0),
             evict_next: AtomicU32::new(0),
             frozen: RwLock::new(false),
@@ -123,11 +123,16 @@ impl Store {
     /// A data file wherever it is.
     fn find_data(&self, index: &Index, node: Node, flags: OFlags) -> io::Result<File> {
         match self.open_data(node, flags) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.moved.is_possible() => {
                 self.moved.open(&self.dir, index, node, flags)
             }
             opened => opened,
         }
+    }
+
+    /// Files are about to be moved.
+    pub(crate) fn expect_moves(&self) {
+        self.moved.expect();
     }
 
     /// The directory of data files.
@@ -218,19 +223,25 @@ impl Store {
             return Err(io::Error::other("the store takes no more changes: the daemon is stopping"));
         }
         self.filled.begin_changes()?;
-        let file = match self.find_data(index, chunk.node, OFlags::WRONLY) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => self.create_data(index, chunk.node)?,
-            opened => opened?,
+        let file = match self.moved.is_possible() {
+            false => self.create_data(index, chunk.node)?,
+            true => match self.find_data(index, chunk.node, OFlags::WRONLY) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    self.create_data(index, chunk.node)?
+                }
+                opened => opened?,
+            },
         };
         file.write_all_at(bytes.data(), chunk.file_offset)?;
         self.mark(chunk);
         Ok(())
     }
 
-    /// Makes a data file. If its chunks are said to be filled it was lost, and they with it.
+    /// Opens a data file that was not moved, making it if need be. Most files have one chunk: making is tried first. If its
+    /// chunks are said to be filled it was lost, and they with it.
     fn create_data(&self, index: &Index, node: Node) -> io::Result<File> {
         match self.open_data(node, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL) {
-            // Another chunk of the file was quicker.
+            // Another chunk of the file was first.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 self.open_data(node, OFlags::WRONLY)
             }

@@ -12,9 +12,7 @@ use std::sync::{
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{
-    Claim, Class, FetchError, Need, Shape, View, claim, fetch_range, pace, plan, recheck, reserve, run,
-};
+use super::{Claim, Class, FetchError, Need, Shape, View, claim, fetch_range, plan, recheck, reserve, run};
 use crate::layer::Layer;
 
 /// How far the background follows one miss before it goes back to the order of the blob, in bytes: a few seconds of a
@@ -77,8 +75,8 @@ pub async fn background(layer: &Arc<Layer>, position: &Position, until: u32, cla
     }
     recheck(layer, &batch).await;
     // Nothing is claimed yet: a reader who needs it now does not wait for its turn.
-    pace(&engine, batch.iter().map(|&m| fetch_range(layer, m)).map(|bytes| bytes.end - bytes.start).sum())
-        .await;
+    let bytes = batch.iter().map(|&m| fetch_range(layer, m)).map(|bytes| bytes.end - bytes.start).sum();
+    engine.pace.admit(bytes).await;
     let deadline = Instant::now() + engine.config.background_deadline;
     let requests = {
         let flights = layer.flights().table.lock();

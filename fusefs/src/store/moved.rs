@@ -3,7 +3,17 @@
 //! A file moves once, from `data/<node>` to its first name in the unfinished tree, which is then renamed as a whole. Looked
 //! for in this order it is always found, also while it moves.
 
-use std::{ffi::OsStr, fs::File, io, os::unix::ffi::OsStrExt as _, path::Path, sync::OnceLock};
+use std::{
+    ffi::OsStr,
+    fs::File,
+    io,
+    os::unix::ffi::OsStrExt as _,
+    path::Path,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use rustix::fs::{CWD, Mode, OFlags};
 
@@ -16,10 +26,29 @@ pub(crate) const TREE: &str = "fs";
 
 /// Finds moved files. The names are made when a file is first looked for: by a container that began while the layer was
 /// lazy.
-#[derive(Debug, Default)]
-pub(super) struct Moved(OnceLock<FirstNames>);
+#[derive(Debug)]
+pub(super) struct Moved {
+    names: OnceLock<FirstNames>,
+    possible: AtomicBool,
+}
 
 impl Moved {
+    /// Of the layer in `dir`.
+    pub(super) fn of(dir: &Path) -> Moved {
+        let possible = [PARTIAL, TREE].iter().any(|tree| dir.join(tree).exists());
+        Moved { names: OnceLock::new(), possible: AtomicBool::new(possible) }
+    }
+
+    /// Whether any file was moved: mostly there is no use in looking.
+    pub(super) fn is_possible(&self) -> bool {
+        self.possible.load(Ordering::Acquire)
+    }
+
+    /// Files are about to be moved. To be said before the first is.
+    pub(super) fn expect(&self) {
+        self.possible.store(true, Ordering::Release);
+    }
+
     /// Opens a moved file of the layer in `dir`.
     pub(super) fn open(&self, dir: &Path, index: &Index, node: Node, flags: OFlags) -> io::Result<File> {
         let mut missing = io::Error::from(io::ErrorKind::NotFound);
@@ -27,8 +56,9 @@ impl Moved {
         for tree in [PARTIAL, TREE] {
             let root = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
             let opened = rustix::fs::openat(CWD, dir.join(tree), root, Mode::empty()).and_then(|root| {
-                let path = path
-                    .get_or_insert_with(|| self.0.get_or_init(|| FirstNames::of(index)).path(index, node));
+                let path = path.get_or_insert_with(|| {
+                    self.names.get_or_init(|| FirstNames::of(index)).path(index, node)
+                });
                 rustix::fs::openat(
                     root,
                     OsStr::from_bytes(path),
