@@ -8,7 +8,7 @@ mod memory;
 mod plane;
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fs::{self, DirBuilder, File, Permissions},
     io::{Read as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
@@ -116,18 +116,20 @@ async fn restore(
 ) -> anyhow::Result<()> {
     let remotes = snapshotter.remote_snapshots().await?;
     let (total, snapshots) = (remotes.len(), root.join("snapshots"));
-    let mut wanted = HashSet::new();
-    let mut restored = 0;
-    // One after the other, the oldest first: a layer may look at those below it. Each takes about a millisecond.
+    let mut requests = Vec::new();
     for Remote { slot, request } in remotes {
-        let request = match plane::request(&request, &snapshots) {
-            Ok(request) => request,
-            Err(error) => {
-                tracing::warn!(slot, %error, "a lazy snapshot's record cannot be used");
-                continue;
-            }
-        };
-        wanted.insert(request.toc_digest);
+        match plane::request(&request, &snapshots) {
+            Ok(request) => requests.push((slot, request)),
+            Err(error) => tracing::warn!(slot, %error, "a lazy snapshot's record cannot be used"),
+        }
+    }
+    let wanted: HashSet<_> = requests.iter().map(|(_, request)| request.toc_digest).collect();
+    let distinct: HashMap<_, _> =
+        requests.iter().map(|(_, request)| (request.toc_digest, request.clone())).collect();
+    plane.open_local(&distinct.into_values().collect::<Vec<_>>()).await;
+    let mut restored = 0;
+    // One after the other, the oldest first: a layer may look at those below it.
+    for (slot, request) in requests {
         match plane.restore(slot, &request).await {
             Ok(attached) => {
                 restored += 1;

@@ -208,18 +208,15 @@ pub struct Index {
 }
 
 impl Index {
-    /// Writes the index of `toc` to `path` (temporary name, fsync, rename, fsync of the directory) and opens it.
+    /// Writes the index of `toc` to `path` (temporary name, rename) and opens it. It is not synced: a power cut that damages
+    /// it is seen by its checksum, and costs an opening.
     pub fn create(path: &Path, toc: &VerifiedToc) -> Result<Index, IndexError> {
         let io = |source| IndexError::Io { path: path.display().to_string(), source };
         let bytes = Self::encode(toc)?;
         let tmp = path.with_extension("tmp");
         let mut file = File::create(&tmp).map_err(io)?;
         file.write_all(&bytes).map_err(io)?;
-        file.sync_all().map_err(io)?;
         std::fs::rename(&tmp, path).map_err(io)?;
-        if let Some(dir) = path.parent() {
-            File::open(dir).and_then(|d| d.sync_all()).map_err(io)?;
-        }
         Self::open(path)
     }
 

@@ -18,6 +18,7 @@ use std::{
 };
 
 use estargz::Digest;
+use futures::{StreamExt as _, stream};
 use parking_lot::Mutex;
 use registry::{Reference, Registry};
 use tokio::{
@@ -328,6 +329,18 @@ impl Plane {
         self.root_changed();
         self.start_background(&layer, request);
         Ok(attached)
+    }
+
+    /// Opens layers that will be restored, several at a time, so that restoring them takes no time.
+    pub async fn open_local(self: &Arc<Self>, requests: &[AttachRequest]) {
+        let opening = requests.iter().map(|request| async {
+            let spec = spec_of(request);
+            let lock = self.lock(spec.toc_digest);
+            let _locked = lock.lock().await;
+            // One that is not here is found missing again.
+            let _ = self.open_here(&spec).await;
+        });
+        stream::iter(opening).buffer_unordered(PARALLEL_OPENS).collect::<()>().await;
     }
 
     /// Shows a layer in a slot again after a restart, from its directory alone. Lower slots must come first.

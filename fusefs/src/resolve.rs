@@ -277,7 +277,10 @@ impl Resolver {
         }
         let record = Record { version: RECORD_VERSION, blob_digest: spec.blob_digest.clone(), blob_size };
         let text = serde_json::to_vec(&record).map_err(|e| io(e.into()))?;
-        write_durably(&dir.join("layer.json"), &text).map_err(io)?;
+        // Not synced either, for the same reason.
+        let path = dir.join("layer.json");
+        let temporary = path.with_extension("tmp");
+        fs::write(&temporary, &text).and_then(|()| fs::rename(&temporary, &path)).map_err(io)?;
         let source = self.source(spec, Some(blob_size))?;
         self.bond(&dir, index, source, &spec.blob_digest, blob_size)
     }

@@ -31,8 +31,8 @@ use std::{
 
 use parking_lot::RwLock;
 use redb::{
-    Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, Table, TableDefinition,
-    WriteTransaction,
+    Database, Durability, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, Table,
+    TableDefinition, WriteTransaction,
 };
 use rustix::fs::{FallocateFlags, fallocate};
 
@@ -112,8 +112,23 @@ impl Metastore {
 
     /// Runs a closure and commits durably what it did, if it succeeds.
     pub fn write<T>(&self, body: impl FnOnce(&mut WriteTx<'_>) -> Result<T>) -> Result<T> {
+        self.transact(Durability::Immediate, body)
+    }
+
+    /// The same without waiting for the disk: what it did becomes durable with the next [`write`](Metastore::write). For
+    /// what nobody is told of before that, and for what changes no record.
+    pub fn write_soon<T>(&self, body: impl FnOnce(&mut WriteTx<'_>) -> Result<T>) -> Result<T> {
+        self.transact(Durability::None, body)
+    }
+
+    fn transact<T>(
+        &self,
+        durability: Durability,
+        body: impl FnOnce(&mut WriteTx<'_>) -> Result<T>,
+    ) -> Result<T> {
         self.on_database(|database| {
-            let transaction = database.begin_write().map_err(failure)?;
+            let mut transaction = database.begin_write().map_err(failure)?;
+            transaction.set_durability(durability).map_err(failure)?;
             let result = body(&mut WriteTx::begin(&transaction, &self.next_id)?)?;
             transaction.commit().map_err(failure)?;
             Ok(result)

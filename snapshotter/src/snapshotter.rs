@@ -35,14 +35,14 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     Error,
-    dirs::SnapshotDirs,
+    dirs::{NewDir, SnapshotDirs},
     error::Result,
     fallbacks::{Fallback, Fallbacks},
     filesystem::{FileSystem, LayerRequest, Reason, Usage},
     filters::Filters,
     keyed::KeyedLocks,
     metastore::{
-        Metastore,
+        Metastore, WriteTx,
         rules::{self, Commit, Creation},
     },
     overlay::{self, Mount},
@@ -361,24 +361,36 @@ impl<F: FileSystem> Inner<F> {
         }
     }
 
-    /// Creates a view or active snapshot, record and directory together.
+    /// Creates a view or active snapshot, record and directory together, durably.
     async fn create(self: &Arc<Self>, creation: Creation) -> Result<Record> {
         self.blocking(move |inner| {
-            let (record, dir) = inner.store.write(|tx| {
-                let record = rules::create(tx, creation)?;
-                let dir = inner.dirs.create(record.id, record.kind, record.owner)?;
-                Ok((record, dir))
-            })?;
+            let (record, dir) = inner.store.write(|tx| inner.made(tx, creation))?;
             dir.keep();
             Ok(record)
         })
         .await
     }
 
+    /// Creates an active snapshot that nobody is told of: only what it is committed as must last.
+    async fn create_for_now(self: &Arc<Self>, creation: Creation) -> Result<Record> {
+        self.blocking(move |inner| {
+            let (record, dir) = inner.store.write_soon(|tx| inner.made(tx, creation))?;
+            dir.keep();
+            Ok(record)
+        })
+        .await
+    }
+
+    fn made(&self, tx: &mut WriteTx<'_>, creation: Creation) -> Result<(Record, NewDir)> {
+        let record = rules::create(tx, creation)?;
+        let dir = self.dirs.create(record.id, record.kind, record.owner)?;
+        Ok((record, dir))
+    }
+
     async fn link(self: &Arc<Self>, slot: u64, path: PathBuf) -> Result<()> {
         self.blocking(move |inner| {
             // Within a write transaction, so that no Remove and sweep come in between.
-            inner.store.write(|tx| {
+            inner.store.write_soon(|tx| {
                 if tx.by_id(slot)?.is_none_or(|record| record.remote.is_none()) {
                     return Err(Error::NotFound(format!("no lazy snapshot has slot {slot}")));
                 }

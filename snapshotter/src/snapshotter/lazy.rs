@@ -107,7 +107,7 @@ impl<F: FileSystem> Inner<F> {
         mut request: LayerRequest,
         deadline: Instant,
     ) -> Result<Prepared> {
-        let record = self.create(active).await?;
+        let record = self.create_for_now(active).await?;
         request.below.clone_from(&record.ancestors);
         match self.attach(record.id, &request, deadline).await {
             Ok(root) => self.commit_lazy(record, name, request, root).await,

@@ -45,7 +45,7 @@ impl<F: FileSystem> Inner<F> {
 
     async fn garbage(self: &Arc<Self>) -> Result<Vec<Found>> {
         self.blocking(|inner| {
-            inner.store.write(|tx| {
+            inner.store.write_soon(|tx| {
                 let mut garbage = vec![];
                 for found in inner.dirs.list()? {
                     if !(found.complete && tx.is_live(found.id)?) {
