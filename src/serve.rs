@@ -39,6 +39,7 @@ const RUNTIME_GRACE: Duration = Duration::from_secs(2);
 /// Runs until SIGTERM or SIGINT.
 pub fn run(config: &Config) -> anyhow::Result<()> {
     memory::settle();
+    memory::allow_files();
     // Mount options name directories, and the daemon's own working directory means nothing to who mounts them.
     let root = std::path::absolute(&config.root).context("finding the root directory")?;
     create_root(&root)?;

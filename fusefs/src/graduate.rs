@@ -93,7 +93,8 @@ pub fn graduate(layer: &Layer, adopted: &Adopted, opaque: OpaqueXattr) -> Result
     }
     let root = open_dir(CWD, &partial).map_err(at(&partial))?;
     let (index, names) = (layer.index(), FirstNames::of(layer.index()));
-    Builder { layer, index, adopted, opaque, names, root }.build(&partial)?;
+    let data = open_dir(CWD, layer.store().data()).map_err(at(layer.store().data()))?;
+    Builder { layer, index, adopted, opaque, names, data, root }.build(&partial)?;
 
     let record = Record { version: VERSION, adopted: adopted.clone() };
     let text = serde_json::to_vec(&record).map_err(|error| at(&dir.join(RECORD))(error.into()))?;
@@ -118,6 +119,7 @@ struct Builder<'a> {
     adopted: &'a Adopted,
     opaque: OpaqueXattr,
     names: FirstNames,
+    data: OwnedFd,
     root: OwnedFd,
 }
 
@@ -192,7 +194,7 @@ impl Builder<'_> {
 
     /// Moves a data file to its name.
     fn file(&self, dir: &OwnedFd, name: &[u8], node: Node, size: u64) -> io::Result<()> {
-        match renameat(self.layer.store().data(), node.to_string(), dir, name) {
+        match renameat(&self.data, node.to_string(), dir, name) {
             Err(rustix::io::Errno::NOENT) => {}
             moved => return Ok(moved?),
         }

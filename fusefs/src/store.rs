@@ -16,7 +16,7 @@
 use std::{
     fs::File,
     io,
-    os::{fd::OwnedFd, unix::fs::FileExt as _},
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, AtomicU64, Ordering, fence},
 };
@@ -51,7 +51,8 @@ pub enum Durable {
 /// The content store of one layer.
 #[derive(Debug)]
 pub struct Store {
-    data: OwnedFd,
+    /// By its path, so that a thousand layers take no descriptors.
+    data: PathBuf,
     filled: Filled,
     bytes: AtomicU64,
     dir: PathBuf,
@@ -69,14 +70,8 @@ impl Store {
     /// index is replaced by an empty one: the bytes are then fetched anew. Of a layer whose finished tree is durable
     /// everything is there.
     pub fn open(dir: &Path, index: &Index, boot: BootId, durable: Durable) -> io::Result<Store> {
-        let data_dir = dir.join("data");
-        std::fs::create_dir_all(&data_dir)?;
-        let data = rustix::fs::openat(
-            CWD,
-            &data_dir,
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
+        let data = dir.join("data");
+        std::fs::create_dir_all(&data)?;
         let filled = Filled::open(&dir.join("filled"), index.chunks(), Marks::of(index).count(), boot)?;
         if durable == Durable::All {
             filled.set_all();
@@ -112,8 +107,8 @@ impl Store {
     fn open_data(&self, node: Node, flags: OFlags) -> io::Result<File> {
         let mode = Mode::from_raw_mode(0o600);
         let fd = rustix::fs::openat(
-            &self.data,
-            node.to_string(),
+            CWD,
+            self.data.join(node.to_string()),
             flags | OFlags::CLOEXEC | OFlags::NOFOLLOW,
             mode,
         )?;
@@ -136,7 +131,7 @@ impl Store {
     }
 
     /// The directory of data files.
-    pub(crate) fn data(&self) -> &OwnedFd {
+    pub(crate) fn data(&self) -> &Path {
         &self.data
     }
 

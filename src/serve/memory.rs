@@ -26,6 +26,17 @@ pub fn settle() {
     }
 }
 
+/// Raises the number of files that may be open to what the system allows: each request and each read has one for a moment.
+pub fn allow_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current != maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+    {
+        tracing::debug!(%error, "the number of open files stays limited");
+    }
+}
+
 /// Gives back what a burst of downloads has left, once it is over. Ends with the runtime.
 pub async fn keep_small(plane: Arc<Plane>) {
     let mut tick = tokio::time::interval(INTERVAL);

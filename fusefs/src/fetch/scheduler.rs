@@ -1,7 +1,7 @@
 //! Who may talk to the registry now: a read somebody waits for, then prefetch, then fill.
 //!
-//! While requests of a higher class are under way, a background request runs beside them only if few others do: it uses
-//! what a reader's round trips leave of the link, and takes little of what they need. It gives way for a bounded time only,
+//! While readers' requests are under way, the background runs few beside them: they use what a reader's round trips leave of
+//! the link, and take little of what it needs. Fill waits for prefetch. Both give way for a bounded time only,
 //! so that a reader whose registry hangs does not hold up the filling of layers from other registries; and one registry never
 //! has all of the places. On-demand requests are never held up here; how many a layer may have is its own affair
 //! ([`crate::fetch::Flights`]), for the same reason.
@@ -33,8 +33,9 @@ pub enum Class {
     Fill,
 }
 
-/// Background requests beside those of a higher class. One would leave a link of long round trips half empty.
-const BESIDE: usize = 2;
+/// Background requests beside those of readers. With none a link would be empty during a reader's round trips; each one more
+/// takes as much of the link from a reader as it has itself.
+const BESIDE: usize = 1;
 
 /// Requests under way, by class.
 type Active = [usize; 3];
@@ -84,9 +85,10 @@ impl Scheduler {
         let place = self.background.acquire().await.expect(closed);
         let until = Instant::now() + GIVE_WAY;
         let may = |active: &Active| {
-            let above = active[..class as usize].iter().any(|&n| n > 0);
-            let beside: usize = active[Class::Prefetch as usize..].iter().sum();
-            !above || beside < BESIDE || Instant::now() >= until
+            let [readers, prefetch, fill] = *active;
+            let prefetched = class == Class::Prefetch || prefetch == 0;
+            let room = readers == 0 || prefetch + fill < BESIDE;
+            prefetched && room || Instant::now() >= until
         };
         loop {
             // An error says that the time is up.
@@ -144,11 +146,10 @@ mod tests {
         let reader = scheduler.admit_reader();
         let beside = admitted(&scheduler, Class::Prefetch, "r");
         assert_eq!(beside.len(), BESIDE);
-        let mut fill = Box::pin(scheduler.admit_background(Class::Fill, "r"));
-        assert!(fill.as_mut().now_or_never().is_none());
         drop(reader);
+        let mut fill = Box::pin(scheduler.admit_background(Class::Fill, "r"));
         assert!(fill.as_mut().now_or_never().is_none(), "prefetch is still under way");
-        assert!(!admitted(&scheduler, Class::Prefetch, "r").is_empty());
+        drop(admitted(&scheduler, Class::Prefetch, "r"));
         drop(beside);
         assert!(fill.as_mut().now_or_never().is_some());
     }
