@@ -58,6 +58,12 @@ pub enum Command {
         lazurite config check /etc/lazurite/config.toml"
     )]
     Config(ConfigCommand),
+    /// Keep a mount while no daemon runs; started by the daemon.
+    #[command(hide = true)]
+    Keep {
+        /// Where it is asked.
+        socket: PathBuf,
+    },
     /// Print the version.
     #[command(after_help = "Example:\n  lazurite version")]
     Version,

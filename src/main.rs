@@ -99,6 +99,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             }
             writeln!(out, "{}: the daemon can start with it", file.display())?;
         }
+        Command::Keep { socket } => serve::keep(&socket)?,
         Command::Version => writeln!(out, "lazurite {}", env!("CARGO_PKG_VERSION"))?,
     }
     Ok(ExitCode::SUCCESS)

@@ -4,6 +4,7 @@
 //! plane into the control plane. Start needs no network: layers come back from their indexes.
 
 mod control;
+mod keeper;
 mod memory;
 mod plane;
 
@@ -30,6 +31,7 @@ use tokio::{
 use crate::config::Config;
 
 pub use control::address as control_address;
+pub use keeper::run as keep;
 
 /// After a signal, calls under way have this long to end. A call that waits for a registry may not hold up a stop.
 const GRACE: Duration = Duration::from_secs(5);
@@ -46,21 +48,37 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let _lock = lock(&root)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("lazurite").build()?;
     let result = runtime.block_on(serve(config, &root));
+    if let Ok(Mount::Left) = result {
+        // What readers wait for was not answered: giving it up would be an error to them, ending is a pause.
+        std::process::exit(0);
+    }
     runtime.shutdown_timeout(RUNTIME_GRACE);
-    result
+    result.map(drop)
 }
 
-async fn serve(config: &Config, root: &Path) -> anyhow::Result<()> {
+/// What became of the mount at the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mount {
+    /// The next daemon goes on with it.
+    Left,
+    /// It is gone, or nobody can go on with it.
+    Gone,
+}
+
+async fn serve(config: &Config, root: &Path) -> anyhow::Result<Mount> {
     let listener = listen(&config.address).await?;
     let registry = Registry::new(config.registry()).context("setting up the registry client")?;
     let settings = snapshotter::Config::new(root);
     let plane = Plane::start(plane::settings(config, root, settings.overlay), registry)
-        .with_context(|| format!("mounting lazy layers under {}", root.display()))?;
+        .with_context(|| format!("setting up {}", root.display()))?;
     let snapshotter = Arc::new(Snapshotter::open(settings, Arc::new(plane::Port::new(plane.clone(), root)))?);
     if let Some(graduations) = plane.graduations() {
         tokio::spawn(plane::relink(graduations, snapshotter.clone()));
     }
     restore(&plane, root, &snapshotter).await?;
+    plane
+        .serve(keeper::find(root))
+        .with_context(|| format!("mounting lazy layers under {}", root.display()))?;
 
     tokio::spawn(memory::keep_small(plane.clone()));
 
@@ -104,8 +122,8 @@ async fn serve(config: &Config, root: &Path) -> anyhow::Result<()> {
     // The next daemon binds anew; a client must not connect to nobody.
     let _ = fs::remove_file(&config.address);
     let _ = fs::remove_file(&control);
-    tokio::task::spawn_blocking(move || plane.stop()).await?;
-    Ok(())
+    let left = tokio::task::spawn_blocking(move || plane.stop()).await?;
+    Ok(if left { Mount::Left } else { Mount::Gone })
 }
 
 /// Shows the layers of lazy snapshots again and clears what no snapshot names. A layer that is not on disk any more

@@ -21,6 +21,7 @@ use support::{
     guard,
     layer::{Expect, Kind, Layer, assert_same, walk},
     registry::{Action, Auth, LayerBlob, Logged, Rule, ScriptedRegistry, TokenAuth},
+    sha256_digest,
     system::{self, Containerd, Cri, DockerRegistry, Form, Image, Lazurite, SNAPSHOTTER},
 };
 
@@ -374,6 +375,51 @@ fn after_a_restart_without_registry_local_images_start_new_containers() {
         assert!(guard::eventually(LIMIT, connected), "{how}");
         assert_eq!(stand.run(&reference, &["/bin/sh", "-c", "echo alive"]), "alive\n", "{how}");
     }
+}
+
+#[test]
+fn containers_on_lazy_layers_outlive_the_daemon() {
+    let Some(mut stand) = Stand::new(ONLY_WHAT_IS_READ) else { return };
+    let registry = ScriptedRegistry::start();
+    // A file for each round that nobody has read before.
+    let layer = (0..8).fold(base(), |layer, n| layer.noise(format!("data/{n}"), 600_000, n + 1));
+    let contents = layer.contents();
+    let reference = push(&registry, &[LayerBlob::lazy(&Encoder::new().encode(&layer))]);
+    stand.pull(&reference);
+    let task = stand.containerd.start_task(SNAPSHOTTER, &reference, &["/bin/sh", "-c", "busybox sleep 600"]);
+    let sum = |n: u64| {
+        let said = text(&task.exec(&["/bin/sh", "-c", &format!("busybox sha256sum < /data/{n}")]));
+        let expected = sha256_digest(&contents[format!("data/{n}").as_bytes()]);
+        assert_eq!(
+            said.split_whitespace().next().map(|hex| format!("sha256:{hex}")),
+            Some(expected),
+            "{said}"
+        );
+    };
+    sum(0);
+    for n in 1..8 {
+        // Programs too are read again.
+        fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+        match n % 3 {
+            0 => stand.lazurite.stop(),
+            _ => stand.lazurite.kill(),
+        }
+        if n == 4 {
+            // A reader that comes while nobody serves waits for the next daemon.
+            std::thread::scope(|scope| {
+                let reader = scope.spawn(|| sum(n));
+                assert!(!reader.is_finished());
+                stand.lazurite.resume();
+                reader.join().unwrap();
+            });
+            continue;
+        }
+        stand.lazurite.resume();
+        sum(n);
+    }
+    let log = stand.lazurite.log();
+    assert_eq!(log.matches("the mount of the process before goes on").count(), 7, "{log}");
+    drop(task);
 }
 
 #[test]

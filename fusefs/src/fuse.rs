@@ -3,7 +3,7 @@
 //! Owns: mounting, negotiation, the threads that take requests, the translation of requests and replies, the panic
 //! edge. May not: decide what a layer looks like ([`crate::fs`]) or where bytes come from ([`crate::reader`]).
 //!
-//! The connection is stateless. An inode number names a slot and a node ([`crate::slots`]); there are no lookup
+//! The connection may outlive the process ([`handover`]): it is stateless. An inode number names a slot and a node ([`crate::slots`]); there are no lookup
 //! counts and no file handles: OPEN and OPENDIR are answered ENOSYS once and never asked again. Attributes and
 //! entries, also negative ones, hold for ever, because layers never change.
 //!
@@ -11,7 +11,9 @@
 //! a request answers EIO to that request and nothing else; no request is left unanswered.
 
 mod adapter;
+pub mod handover;
 mod mount;
 
 pub use adapter::{Adapter, FuseCounters, OPS};
-pub use mount::{Connection, clear_stale};
+pub use handover::{Agreement, Keeper, Kept, NoKeeper};
+pub use mount::{Connection, Lifetime};

@@ -41,6 +41,7 @@ pub mod view;
 
 pub use cache::CacheConfig;
 pub use fs::OpaqueXattr;
+pub use fuse::{Agreement, Keeper, Kept, NoKeeper};
 pub use layer::{Audits, Layer};
 pub use plane::{AttachRequest, Attached, Below, Evicted, Fill, Graduation, LayerUsage, Plane, PlaneConfig};
 pub use resolve::AttachError;

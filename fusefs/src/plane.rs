@@ -31,7 +31,7 @@ use crate::{
     cache::CacheConfig,
     fetch::{self, Class, Engine, FetchConfig, FetchCounters, Step},
     fs::OpaqueXattr,
-    fuse::{Adapter, Connection, FuseCounters, clear_stale},
+    fuse::{Adapter, Connection, FuseCounters, Keeper, Lifetime},
     graduate,
     layer::{Audits, Layer},
     manifest::Manifests,
@@ -177,6 +177,7 @@ pub struct LayerUsage {
 pub struct Plane {
     config: PlaneConfig,
     connection: Mutex<Option<Arc<Connection>>>,
+    keeper: Mutex<Option<Arc<dyn Keeper>>>,
     slots: Arc<Slots>,
     fuse: Arc<FuseCounters>,
     engine: Arc<Engine>,
@@ -204,21 +205,16 @@ struct Open {
 }
 
 impl Plane {
-    /// Clears what an earlier process left mounted, mounts, and serves. Needs no network. Call it on a tokio runtime.
+    /// Sets up what serves, without serving yet: slots are restored before [`Plane::serve`]. Needs no network. Call it on a
+    /// tokio runtime.
     pub fn start(config: PlaneConfig, registry: Registry) -> io::Result<Arc<Plane>> {
         let mountpoint = config.root.join("mnt");
-        match clear_stale(&mountpoint)? {
-            0 => {}
-            n => tracing::info!(mount = %mountpoint.display(), n, "detached the mount of an earlier process"),
-        }
         let layers = config.root.join("layers");
-        fs::create_dir_all(&mountpoint)?;
+        // What is there may be a mount that waits for us: it is not looked at.
+        make_dir(&mountpoint)?;
         fs::create_dir_all(&layers)?;
         let engine = Arc::new(Engine::new(config.fetch, config.limits));
         let (slots, fuse) = (Arc::new(Slots::default()), Arc::new(FuseCounters::default()));
-        let adapter =
-            Adapter::new(slots.clone(), fuse.clone(), Handle::current(), config.opaque, config.read_deadline);
-        let connection = Connection::open(&mountpoint, adapter, config.threads)?;
         let resolver = Resolver::new(layers, registry.clone(), engine.clone(), BootId::current()?);
         let (graduated, graduations) = mpsc::channel(16);
         let plane = Arc::new(Plane {
@@ -226,7 +222,8 @@ impl Plane {
             graduated,
             graduations: Mutex::new(Some(graduations)),
             config,
-            connection: Mutex::new(Some(Arc::new(connection))),
+            connection: Mutex::new(None),
+            keeper: Mutex::new(None),
             slots,
             fuse,
             engine,
@@ -242,6 +239,23 @@ impl Plane {
         });
         tokio::spawn(forget_unused(Arc::downgrade(&plane)));
         Ok(plane)
+    }
+
+    /// Goes on with the mount that an earlier process has left to the keeper, or clears what is left and mounts; serves. The
+    /// slots must be filled before: a request for one that is empty fails.
+    ///
+    /// # Errors
+    ///
+    /// Nothing can be mounted.
+    pub fn serve(&self, keeper: Arc<dyn Keeper>) -> io::Result<()> {
+        let PlaneConfig { opaque, read_deadline, threads, .. } = self.config;
+        let runtime = Handle::current();
+        let adapter =
+            || Adapter::new(self.slots.clone(), self.fuse.clone(), runtime.clone(), opaque, read_deadline);
+        let connection = Connection::open(&self.mountpoint(), &adapter, threads, &*keeper)?;
+        *self.connection.lock() = Some(Arc::new(connection));
+        *self.keeper.lock() = Some(keeper);
+        Ok(())
     }
 
     /// Where slots appear: `<root>/mnt/<slot>`.
@@ -448,17 +462,29 @@ impl Plane {
         Ok(())
     }
 
-    /// Ends background work, makes what is stored durable, and unmounts if nothing uses the mount. A mount in use
-    /// stays, with what the page cache holds. Blocking.
-    pub fn stop(&self) {
+    /// Ends background work and makes what is stored durable. A mount that is kept stays for the next process as long as a
+    /// slot is filled; then the process must end without giving up what it has not answered (`true`). Otherwise it is
+    /// unmounted if nothing uses it; one in use stays, with what the page cache holds. Blocking.
+    pub fn stop(&self) -> bool {
         self.stopping.store(true, Ordering::Release);
         if let Err(error) = self.checkpoint() {
             tracing::warn!(%error, "content was not synced; it will be hashed again after a reboot");
         }
-        let connection = self.connection.lock().take().and_then(|c| Arc::try_unwrap(c).ok());
-        if !connection.is_some_and(Connection::close_if_idle) {
+        let Some(connection) = self.connection.lock().take().and_then(|c| Arc::try_unwrap(c).ok()) else {
+            return false;
+        };
+        if connection.lifetime() == Lifetime::Kept && !self.slots.all().is_empty() {
+            connection.leave();
+            tracing::info!(mount = %self.mountpoint().display(), "the mount stays for the next daemon");
+            return true;
+        }
+        if let Some(keeper) = self.keeper.lock().take() {
+            keeper.forget();
+        }
+        if !connection.close_if_idle() {
             tracing::info!(mount = %self.mountpoint().display(), "the lazy layers are in use");
         }
+        false
     }
 
     fn checkpoint(&self) -> io::Result<()> {
@@ -656,6 +682,17 @@ fn spec_of(request: &AttachRequest) -> LayerSpec {
         blob_digest: request.blob_digest.clone(),
         blob_size: None,
         toc_digest: request.toc_digest,
+    }
+}
+
+/// Makes a directory, without a look at what is there.
+fn make_dir(path: &Path) -> io::Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{self, ErrorKind},
-    os::fd::{AsRawFd as _, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
     sync::mpsc::{self, Receiver},
@@ -17,7 +17,10 @@ use rustix::{
     mount::{MountFlags, UnmountFlags},
 };
 
-use super::Adapter;
+use super::{
+    Adapter,
+    handover::{self, Keeper},
+};
 use crate::slots::ROOT_INO;
 
 /// The kernel's own limit on one request is 256 pages.
@@ -33,25 +36,64 @@ pub struct Connection {
     notifier: Notifier,
     /// Hears when the session's threads have ended.
     ended: Option<Mutex<Receiver<()>>>,
+    lifetime: Lifetime,
+}
+
+/// How long a connection lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lifetime {
+    /// As long as this process.
+    Process,
+    /// Until it is unmounted: somebody keeps it.
+    Kept,
 }
 
 impl Connection {
-    /// Mounts at `mountpoint`, which must exist and not be a mount point, and serves with `threads` threads.
-    pub fn open(mountpoint: &Path, adapter: Adapter, threads: usize) -> io::Result<Connection> {
+    /// Goes on with the connection that is kept for `mountpoint`, or mounts anew after clearing what is left there, and serves
+    /// with `threads` threads.
+    pub fn open(
+        mountpoint: &Path,
+        adapter: &dyn Fn() -> Adapter,
+        threads: usize,
+        keeper: &dyn Keeper,
+    ) -> io::Result<Connection> {
+        if let Some(session) = resumed(mountpoint, adapter, threads, keeper) {
+            tracing::info!(mount = %mountpoint.display(), "the mount of the process before goes on");
+            return Connection::run(mountpoint, session, Lifetime::Kept);
+        }
+        match clear_stale(mountpoint)? {
+            0 => {}
+            n => tracing::info!(mount = %mountpoint.display(), n, "detached the mount of an earlier process"),
+        }
+        Connection::mount(mountpoint, adapter(), threads, keeper)
+    }
+
+    fn mount(
+        mountpoint: &Path,
+        adapter: Adapter,
+        threads: usize,
+        keeper: &dyn Keeper,
+    ) -> io::Result<Connection> {
         let device =
             rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(|e| {
                 let e = io::Error::from(e);
                 io::Error::new(e.kind(), format!("opening /dev/fuse: {e}; is the fuse module loaded?"))
             })?;
         mount(mountpoint, &device)?;
-        let mut config = Config::default();
-        config.acl = SessionACL::All;
-        config.n_threads = Some(threads);
-        // A cloned fd would end its requests in flight when it is closed; the connection must outlive any one fd.
-        config.clone_fd = false;
-        let session = Session::from_fd(adapter, device, SessionACL::All, config).inspect_err(|_| {
-            detach(mountpoint);
-        })?;
+        let name = || entries_of(mountpoint)?.pop().ok_or_else(|| ErrorKind::NotFound.into());
+        let begun = handover::begin(adapter, device, config(threads), name);
+        let (session, agreement) = begun.inspect_err(|_| detach(mountpoint))?;
+        let lifetime = match keeper.keep(session.as_fd(), &agreement) {
+            Ok(()) => Lifetime::Kept,
+            Err(error) => {
+                tracing::warn!(%error, "nobody keeps the mount: containers lose it when this process ends");
+                Lifetime::Process
+            }
+        };
+        Connection::run(mountpoint, session, lifetime)
+    }
+
+    fn run(mountpoint: &Path, session: Session<Adapter>, lifetime: Lifetime) -> io::Result<Connection> {
         let notifier = session.notifier();
         let path = mountpoint.to_owned();
         let (end, ended) = mpsc::channel();
@@ -67,7 +109,12 @@ impl Connection {
         if let Err(error) = raise_read_ahead(mountpoint) {
             tracing::warn!(mount = %mountpoint.display(), %error, "read-ahead stays at the kernel's default");
         }
-        Ok(Connection { mountpoint: mountpoint.to_owned(), notifier, ended: Some(Mutex::new(ended)) })
+        Ok(Connection {
+            mountpoint: mountpoint.to_owned(),
+            notifier,
+            ended: Some(Mutex::new(ended)),
+            lifetime,
+        })
     }
 
     /// Tells the kernel that a slot's directory is gone from the root, and that the root's listing changed. May block
@@ -81,6 +128,16 @@ impl Connection {
     /// Tells the kernel that the root's listing changed. May block as [`Connection::forget_slot`].
     pub fn root_changed(&self) {
         let _ = self.notifier.inval_inode(INodeNo(ROOT_INO), 0, 0);
+    }
+
+    /// How long it lives.
+    pub fn lifetime(&self) -> Lifetime {
+        self.lifetime
+    }
+
+    /// Leaves the mount as it is, for the next process.
+    pub fn leave(mut self) {
+        self.ended = None;
     }
 
     /// Unmounts if nothing uses the mount by its path. `false`: something uses the file system, and goes on with what
@@ -99,6 +156,41 @@ impl Drop for Connection {
             detach(&self.mountpoint);
         }
     }
+}
+
+fn config(threads: usize) -> Config {
+    let mut config = Config::default();
+    config.acl = SessionACL::All;
+    config.n_threads = Some(threads);
+    // A cloned fd would end its requests in flight when it is closed; the connection must outlive any one fd.
+    config.clone_fd = false;
+    config
+}
+
+/// The session that goes on with what is kept, if that is still the mount at `mountpoint`.
+fn resumed(
+    mountpoint: &Path,
+    adapter: &dyn Fn() -> Adapter,
+    threads: usize,
+    keeper: &dyn Keeper,
+) -> Option<Session<Adapter>> {
+    let kept = keeper
+        .kept()
+        .inspect_err(|error| tracing::warn!(%error, "cannot ask who keeps the mount"))
+        .ok()??;
+    let mounted =
+        entries_of(mountpoint).is_ok_and(|all| all.iter().any(|dev| dev == kept.agreement.device()));
+    let why = match (mounted, handover::is_alive(&kept.device)) {
+        (true, true) => match handover::go_on(adapter(), kept, config(threads)) {
+            Ok(session) => return Some(session),
+            Err(error) => error.to_string(),
+        },
+        (false, _) => "it is not mounted any more".to_owned(),
+        (true, false) => "its connection was ended".to_owned(),
+    };
+    tracing::warn!(mount = %mountpoint.display(), why, "the mount that was kept cannot be used; mounting anew");
+    keeper.forget();
+    None
 }
 
 fn mount(mountpoint: &Path, device: &OwnedFd) -> io::Result<()> {

@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
-use fusefs::{AttachError, AttachRequest, Attached, Fill, Plane, PlaneConfig};
+use fusefs::{AttachError, AttachRequest, Attached, Fill, NoKeeper, Plane, PlaneConfig};
 use registry::{HostConfig, MirrorConfig, Registry};
 use support::{
     estargz::Built,
@@ -88,7 +88,9 @@ impl Bed {
         }
         let _entered = self.runtime.enter();
         let registry = Registry::new(hosts).unwrap();
-        self.plane = Some(Plane::start(self.config.clone(), registry).unwrap());
+        let plane = Plane::start(self.config.clone(), registry).unwrap();
+        plane.serve(Arc::new(NoKeeper)).unwrap();
+        self.plane = Some(plane);
     }
 
     /// Ends the data plane; whether its mount was idle and went with it.
