@@ -26,7 +26,7 @@ test:
 	$(CARGO) test --locked --workspace
 
 bench:
-	scripts/setup.sh build test
+	scripts/setup.sh build test bench
 	$(CARGO) build --locked --release
 	scripts/bench.sh target/release/lazurite
 

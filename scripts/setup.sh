@@ -1,7 +1,7 @@
 #!/bin/bash
 # Installs what building, testing and demonstrating Lazurite need and this machine lacks. Debian and Ubuntu.
 #
-#   setup.sh [build] [test] [demo]      all three if none is named
+#   setup.sh [build] [test] [demo] [bench]      the first three if none is named
 #
 # Safe to run again: what is there is not touched, nothing is removed, no service is started or enabled.
 set -euo pipefail
@@ -31,6 +31,9 @@ test    /usr/share/keyrings/debian-archive-keyring.gpg  debian-archive-keyring
 test    static:busybox              busybox-static
 test    python3                     python3
 test    mount                       mount
+bench   strace                      strace
+bench   ip                          iproute2
+bench   pip3                        python3-pip
 '
 
 groups=("$@")
@@ -40,10 +43,10 @@ wanted() {
     local group
     for group in "${groups[@]}"; do
         case $group in
-        build | test) [ "$1" != "$group" ] || return 0 ;;
+        build | test | bench) [ "$1" != "$group" ] || return 0 ;;
         # The demonstration runs the same components as the system tests.
         demo) [ "$1" != test ] || return 0 ;;
-        *) die "no group is called $group; there are build, test and demo" ;;
+        *) die "no group is called $group; there are build, test, demo and bench" ;;
         esac
     done
     return 1

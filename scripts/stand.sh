@@ -139,7 +139,9 @@ stand_close() {
     done
     for ((i = ${#STAND_PIDS[@]} - 1; i >= 0; i--)); do stand_stop_pid "${STAND_PIDS[i]}"; done
     wait
-    stand_mounts | while read -r mount; do umount "$mount" 2>/dev/null || umount --lazy "$mount"; done
+    # Should a mount have been left to it, nobody waits for a daemon any more.
+    pkill -f "^lazurite-keep keep $STAND/" 2>/dev/null
+    stand_mounts | while read -r mount; do timeout 20 umount --lazy "$mount"; done
     for namespace in "${STAND_NAMESPACES[@]}"; do
         rmdir "/run/containerd/runc/$namespace" 2>/dev/null
         find /sys/fs/cgroup -depth -type d -path "*/$namespace*" -exec rmdir {} + 2>/dev/null

@@ -16,4 +16,4 @@ mod mount;
 
 pub use adapter::{Adapter, FuseCounters, OPS};
 pub use handover::{Agreement, Keeper, Kept, NoKeeper};
-pub use mount::{Connection, Lifetime};
+pub use mount::{Connection, Lifetime, users};

@@ -31,7 +31,7 @@ use crate::{
     cache::CacheConfig,
     fetch::{self, Class, Engine, FetchConfig, FetchCounters, Step},
     fs::OpaqueXattr,
-    fuse::{Adapter, Connection, FuseCounters, Keeper, Lifetime},
+    fuse::{self, Adapter, Connection, FuseCounters, Keeper, Lifetime},
     graduate,
     layer::{Audits, Layer},
     manifest::Manifests,
@@ -462,8 +462,8 @@ impl Plane {
         Ok(())
     }
 
-    /// Ends background work and makes what is stored durable. A mount that is kept stays for the next process as long as a
-    /// slot is filled; then the process must end without giving up what it has not answered (`true`). Otherwise it is
+    /// Ends background work and makes what is stored durable. A mount that is kept stays for the next process as long as
+    /// anything uses it; then the process must end without giving up what it has not answered (`true`). Otherwise it is
     /// unmounted if nothing uses it; one in use stays, with what the page cache holds. Blocking.
     pub fn stop(&self) -> bool {
         self.stopping.store(true, Ordering::Release);
@@ -473,7 +473,9 @@ impl Plane {
         let Some(connection) = self.connection.lock().take().and_then(|c| Arc::try_unwrap(c).ok()) else {
             return false;
         };
-        if connection.lifetime() == Lifetime::Kept && !self.slots.all().is_empty() {
+        // An overlay that took a layer goes on with it whether the mount is there or not, and needs the next daemon.
+        let used = || fuse::users(&self.mountpoint(), &self.config.root.join("snapshots"));
+        if connection.lifetime() == Lifetime::Kept && used().map_or(true, |users| !users.is_empty()) {
             connection.leave();
             tracing::info!(mount = %self.mountpoint().display(), "the mount stays for the next daemon");
             return true;

@@ -230,6 +230,36 @@ pub fn clear_stale(mountpoint: &Path) -> io::Result<usize> {
     Ok(cleared)
 }
 
+/// The mounts that use the file system at `mountpoint`, or may: bind mounts of it, and overlays with lower directories under
+/// `snapshots` or named by relative paths, as containerd shortens long options. Works from the mount table alone.
+pub fn users(mountpoint: &Path, snapshots: &Path) -> io::Result<Vec<PathBuf>> {
+    let own = entries_of(mountpoint)?;
+    Ok(users_in(&fs::read("/proc/self/mountinfo")?, mountpoint, snapshots, &own))
+}
+
+fn users_in(table: &[u8], mountpoint: &Path, snapshots: &Path, own: &[String]) -> Vec<PathBuf> {
+    let (mountpoint, snapshots) =
+        (escape(mountpoint.as_os_str().as_bytes()), snapshots.as_os_str().as_bytes());
+    let snapshots = [&escape(snapshots)[..], b"/"].concat();
+    let user = |line: &[u8]| {
+        let fields: Vec<&[u8]> = line.split(|&b| b == b' ').collect();
+        let (device, point) = (String::from_utf8_lossy(fields.get(2)?).into_owned(), *fields.get(4)?);
+        let kind = fields.iter().position(|field| *field == b"-").and_then(|dash| fields.get(dash + 1));
+        let uses = match kind {
+            Some(&b"overlay") => fields.last()?.split(|&b| b == b',').any(|option| {
+                option.strip_prefix(b"lowerdir=").is_some_and(|lower| {
+                    lower
+                        .split(|&b| b == b':')
+                        .any(|dir| dir.starts_with(&snapshots) || !dir.starts_with(b"/"))
+                })
+            }),
+            _ => own.contains(&device) && point != mountpoint,
+        };
+        uses.then(|| PathBuf::from(std::ffi::OsStr::from_bytes(point)))
+    };
+    table.split(|&b| b == b'\n').filter_map(user).collect()
+}
+
 /// `major:minor` of each mount at a path, in the order they were made.
 fn entries_of(mountpoint: &Path) -> io::Result<Vec<String>> {
     let table = fs::read("/proc/self/mountinfo")?;
@@ -262,6 +292,18 @@ fn raise_read_ahead(mountpoint: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn who_uses_a_mount_is_seen_in_the_mount_table() {
+        let table = b"30 1 0:45 / /r/mnt ro - fuse.lazurite lazurite ro\n\
+            31 1 0:45 /7 /view ro - fuse.lazurite lazurite ro\n\
+            32 1 0:46 / /run/c1 rw - overlay overlay rw,lowerdir=/r/snapshots/7/fs:/r/snapshots/5/fs,upperdir=/x\n\
+            33 1 0:47 / /run/c2 rw - overlay overlay rw,lowerdir=7/fs:5/fs,upperdir=/y\n\
+            34 1 0:48 / /run/c3 rw - overlay overlay rw,lowerdir=/other/snapshots/7/fs,upperdir=/z\n\
+            35 1 8:1 / / rw - ext4 /dev/sda rw\n";
+        let users = super::users_in(table, "/r/mnt".as_ref(), "/r/snapshots".as_ref(), &["0:45".to_owned()]);
+        assert_eq!(users, ["/view", "/run/c1", "/run/c2"].map(std::path::PathBuf::from));
+    }
+
     #[test]
     fn paths_are_escaped_as_the_mount_table_has_them() {
         assert_eq!(super::escape(b"/a b\\c"), b"/a\\040b\\134c");
