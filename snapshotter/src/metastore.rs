@@ -50,7 +50,7 @@ const NEXT_ID: &str = "next_id";
 const CACHE: usize = 16 << 20;
 
 /// Bytes of disk the file is given at once, for some thousand records of up to 10 KiB and their copies on write.
-const RESERVE: u64 = 32 << 20;
+const RESERVE: u64 = 4 << 20;
 
 type Opener = Box<dyn Fn() -> std::result::Result<Database, redb::Error> + Send + Sync>;
 
