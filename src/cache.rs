@@ -4,11 +4,9 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::Context;
 use proto::control::control_client::ControlClient;
 use proto::control::{EvictRequest, EvictResponse, Layer, ListLayersRequest, State};
 use serde_json::{Value, json};
@@ -16,10 +14,10 @@ use tonic::transport::Channel;
 
 use crate::cli::{CacheCommand, CacheLsArgs, CachePruneArgs, CacheRmArgs};
 use crate::config::Config;
-use crate::containerd::{connect, refused};
+use crate::containerd::refused;
+use crate::daemon;
 use crate::image::short;
 use crate::progress::size;
-use crate::serve::control_address;
 
 /// Runs one of the commands.
 ///
@@ -27,7 +25,7 @@ use crate::serve::control_address;
 ///
 /// The daemon cannot be reached or refuses.
 pub async fn run(command: &CacheCommand, config: &Config) -> anyhow::Result<ExitCode> {
-    let mut daemon = daemon(&config.address).await?;
+    let mut daemon = daemon::client(&config.address).await?;
     match command {
         CacheCommand::Ls(CacheLsArgs { json, .. }) => {
             let answer = daemon.list_layers(ListLayersRequest {}).await;
@@ -54,14 +52,6 @@ pub async fn run(command: &CacheCommand, config: &Config) -> anyhow::Result<Exit
             evict(&mut daemon, request, *json).await
         }
     }
-}
-
-async fn daemon(address: &Path) -> anyhow::Result<ControlClient<Channel>> {
-    let address = control_address(address);
-    let channel = connect(&address).await.with_context(|| {
-        format!("cannot reach the daemon at {} (is it running? --address says where)", address.display())
-    })?;
-    Ok(ControlClient::new(channel))
 }
 
 /// The layer that is meant: a TOC or blob digest, or the beginning of one's hex digits.

@@ -48,6 +48,8 @@ pub enum Command {
         lazurite cache prune --unused 24h"
     )]
     Cache(CacheCommand),
+    /// Let go of all lazy layers: attach no more, and unmount when no container uses them.
+    Drain(DrainArgs),
     /// Check the kernel, the file system and containerd's configuration; say how to fix what is wrong.
     Check(CheckArgs),
     /// Show or check configuration files.
@@ -63,6 +65,12 @@ pub enum Command {
     Keep {
         /// Where it is asked.
         socket: PathBuf,
+    },
+    /// Ask a file system something that the kernel does not remember; started by the daemon, which must not do it itself.
+    #[command(hide = true)]
+    Probe {
+        /// Where it is mounted.
+        mountpoint: PathBuf,
     },
     /// Print the version.
     #[command(after_help = "Example:\n  lazurite version")]
@@ -87,6 +95,9 @@ pub struct ServeArgs {
     /// How log lines look (overrides log.format).
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
+    /// Ask a daemon that serves the same root to stop, and go on with its mount
+    #[arg(long)]
+    pub replace: bool,
 }
 
 /// Where the daemon's configuration is, and the two places that are often set by hand.
@@ -417,6 +428,23 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     };
     let number: u64 = digits.parse().map_err(|_| "a time, as 90, 30m, 24h or 7d".to_owned())?;
     number.checked_mul(unit).map(Duration::from_secs).ok_or_else(|| "too long a time".to_owned())
+}
+
+/// `lazurite drain`
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  lazurite drain --timeout 10m\n\n\
+    Exit status 1 if containers still use lazy layers when the time is up. The daemon goes on refusing\n\
+    lazy layers until it is started again.")]
+pub struct DrainArgs {
+    /// How long to wait for containers to end: seconds, or with m, h or d behind it
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "0")]
+    pub timeout: Duration,
+    /// Which daemon.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `lazurite config`

@@ -9,6 +9,8 @@ mod cli;
 mod config;
 mod containerd;
 mod convert;
+mod daemon;
+mod drain;
 mod image;
 mod inspect;
 mod login;
@@ -54,7 +56,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             for notice in notices {
                 tracing::warn!("{notice}");
             }
-            serve::run(&config)?;
+            let others = if args.replace { serve::Others::Stop } else { serve::Others::Refuse };
+            serve::run(&config, others)?;
         }
         Command::Pull(args) => {
             let config = load(args.registry.config.as_deref())?;
@@ -99,7 +102,14 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             }
             writeln!(out, "{}: the daemon can start with it", file.display())?;
         }
+        Command::Drain(args) => {
+            let mut config = load(args.config.config.as_deref())?;
+            args.config.apply(&mut config);
+            log(Level::Warn, LogFormat::Text);
+            return runtime()?.block_on(drain::run(&args, &config));
+        }
         Command::Keep { socket } => serve::keep(&socket)?,
+        Command::Probe { mountpoint } => serve::probe(&mountpoint)?,
         Command::Version => writeln!(out, "lazurite {}", env!("CARGO_PKG_VERSION"))?,
     }
     Ok(ExitCode::SUCCESS)

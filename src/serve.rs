@@ -7,21 +7,23 @@ mod control;
 mod keeper;
 mod memory;
 mod plane;
+mod watchdog;
 
 use std::{
     collections::{HashMap, HashSet},
     fs::{self, DirBuilder, File, Permissions},
-    io::{Read as _, Write as _},
+    io::{Read as _, Seek as _, SeekFrom, Write as _},
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::Path,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
 use fusefs::Plane;
 use registry::Registry;
 use rustix::fs::FlockOperation;
+use rustix::process::{Pid, Signal};
 use snapshotter::{Remote, Snapshotter};
 use tokio::{
     net::{UnixListener, UnixStream},
@@ -32,6 +34,7 @@ use crate::config::Config;
 
 pub use control::address as control_address;
 pub use keeper::run as keep;
+pub use watchdog::probe;
 
 /// After a signal, calls under way have this long to end. A call that waits for a registry may not hold up a stop.
 const GRACE: Duration = Duration::from_secs(5);
@@ -39,13 +42,17 @@ const GRACE: Duration = Duration::from_secs(5);
 const RUNTIME_GRACE: Duration = Duration::from_secs(2);
 
 /// Runs until SIGTERM or SIGINT.
-pub fn run(config: &Config) -> anyhow::Result<()> {
+///
+/// # Errors
+///
+/// The daemon cannot start, another one among the reasons; or it ends by itself.
+pub fn run(config: &Config, others: Others) -> anyhow::Result<()> {
     memory::settle();
     memory::allow_files();
     // Mount options name directories, and the daemon's own working directory means nothing to who mounts them.
     let root = std::path::absolute(&config.root).context("finding the root directory")?;
     create_root(&root)?;
-    let _lock = lock(&root)?;
+    let _lock = lock(&root, others)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("lazurite").build()?;
     let result = runtime.block_on(serve(config, &root));
     if let Ok(Mount::Left) = result {
@@ -81,6 +88,7 @@ async fn serve(config: &Config, root: &Path) -> anyhow::Result<Mount> {
         .with_context(|| format!("mounting lazy layers under {}", root.display()))?;
 
     tokio::spawn(memory::keep_small(plane.clone()));
+    tokio::spawn(watchdog::watch(plane.mountpoint()));
 
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -187,8 +195,20 @@ fn create_root(root: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("creating the root directory {}", root.display()))
 }
 
+/// What becomes of a daemon that serves the same root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Others {
+    /// It stays, and we do not start.
+    Refuse,
+    /// It is asked to stop, and waited for.
+    Stop,
+}
+
+/// How long a daemon that is replaced may take to stop: its own limits are shorter.
+const REPLACED: Duration = Duration::from_secs(30);
+
 /// One daemon per root: held until the process ends, however it ends.
-fn lock(root: &Path) -> anyhow::Result<File> {
+fn lock(root: &Path, others: Others) -> anyhow::Result<File> {
     let path = root.join("lock");
     let mut file = File::options()
         .read(true)
@@ -200,15 +220,41 @@ fn lock(root: &Path) -> anyhow::Result<File> {
     if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
         let mut holder = String::new();
         let _ = file.read_to_string(&mut holder);
+        if others == Others::Stop && stop(&file, holder.trim())? {
+            return owned(file);
+        }
         bail!(
             "another lazurite (process {}) serves {}; stop it, or give this one another --root",
             holder.trim(),
             root.display()
         );
     }
+    owned(file)
+}
+
+/// Writes into the lock who has it.
+fn owned(mut file: File) -> anyhow::Result<File> {
     file.set_len(0)?;
+    file.seek(SeekFrom::Start(0))?;
     writeln!(file, "{}", std::process::id())?;
     Ok(file)
+}
+
+/// Asks the process that holds a lock to stop; whether the lock is ours then.
+fn stop(lock: &File, holder: &str) -> anyhow::Result<bool> {
+    let process = holder.parse().ok().and_then(Pid::from_raw);
+    let process = process.with_context(|| format!("the lock does not name a process: {holder:?}"))?;
+    // The lock is held, so the process that wrote its number lives.
+    rustix::process::kill_process(process, Signal::TERM)
+        .with_context(|| format!("asking process {holder} to stop"))?;
+    let until = Instant::now() + REPLACED;
+    while Instant::now() < until {
+        if rustix::fs::flock(lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            return Ok(true);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(false)
 }
 
 async fn listen(address: &Path) -> anyhow::Result<UnixListener> {
@@ -235,12 +281,12 @@ mod tests {
     #[test]
     fn a_root_has_one_daemon_and_the_second_is_told_which() {
         let dir = tempfile::tempdir().unwrap();
-        let first = lock(dir.path()).unwrap();
-        let error = lock(dir.path()).unwrap_err().to_string();
+        let first = lock(dir.path(), Others::Refuse).unwrap();
+        let error = lock(dir.path(), Others::Refuse).unwrap_err().to_string();
         assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
         assert!(error.contains(dir.path().to_str().unwrap()), "{error}");
         drop(first);
-        lock(dir.path()).unwrap();
+        lock(dir.path(), Others::Refuse).unwrap();
     }
 
     #[tokio::test]

@@ -422,6 +422,138 @@ fn containers_on_lazy_layers_outlive_the_daemon() {
     drop(task);
 }
 
+/// Readers that compare every byte, on the mount itself and through an overlay, while the daemon is killed again and again.
+/// `LAZURITE_KILLS` says how often; the waits are told on standard error.
+#[test]
+fn readers_see_no_error_however_often_the_daemon_is_killed() {
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    let Some(mut stand) = Stand::new("no_graduation = true\n") else { return };
+    let kills: u64 = std::env::var("LAZURITE_KILLS").map_or(12, |text| text.parse().unwrap());
+    let registry = ScriptedRegistry::start();
+    let mut layer = (0..6).fold(base(), |layer, n| layer.noise(format!("data/large{n}"), 1_500_000, n + 1));
+    layer = (0..60).fold(layer, |layer, n| layer.noise(format!("data/small{n}"), 3000, 100 + n));
+    let contents = layer.contents();
+    let reference = push(&registry, &[LayerBlob::lazy(&Encoder::new().chunk_size(256 << 10).encode(&layer))]);
+    stand.pull(&reference);
+    let (links, _) = places(&stand.lazurite.root());
+    let direct = stand.lazurite.root().join("snapshots/1").join(&links[0]).join("data");
+    let mounted = stand.containerd.mount_image(SNAPSHOTTER, &stand.dir.path().join("tree"));
+    let overlay = mounted.path().join("data");
+    let probed = stand.lazurite.root().join("mnt");
+
+    let (done, reads) = (AtomicBool::new(false), AtomicU64::new(0));
+    let read = |path: &Path| -> std::io::Result<Vec<u8>> {
+        use std::io::Read as _;
+        let mut file = fs::File::open(path)?;
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let waits = std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..8_u64)
+            .map(|reader| {
+                let (done, reads, contents, read) = (&done, &reads, &contents, &read);
+                let dir = if reader % 2 == 0 { &direct } else { &overlay };
+                scope.spawn(move || {
+                    let mut n = reader;
+                    while !done.load(Ordering::Relaxed) {
+                        n = n.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                        let name = if n >> 60 == 0 {
+                            format!("large{}", (n >> 33) % 6)
+                        } else {
+                            format!("small{}", (n >> 33) % 60)
+                        };
+                        let expected = &contents[format!("data/{name}").as_bytes()];
+                        let found = read(&dir.join(&name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+                        assert!(found == *expected, "{name} has other bytes");
+                        reads.fetch_add(1, Ordering::Relaxed);
+                    }
+                })
+            })
+            .collect();
+        let prober = scope.spawn(|| {
+            let mut waits = Vec::new();
+            while !done.load(Ordering::Relaxed) {
+                let begun = std::time::Instant::now();
+                rustix::fs::statfs(&probed).unwrap();
+                waits.push(begun.elapsed());
+            }
+            waits
+        });
+        for kill in 0..kills {
+            // Some reads pass between two kills, at no certain moment.
+            let before = reads.load(Ordering::Relaxed);
+            assert!(guard::eventually(LIMIT, || {
+                reads.load(Ordering::Relaxed) > before + 20 + kill % 7 * 10
+                    || readers.iter().any(|r| r.is_finished())
+            }));
+            if kill % 4 == 0 {
+                fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+            }
+            match kill % 5 {
+                0 => stand.lazurite.stop(),
+                _ => stand.lazurite.kill(),
+            }
+            stand.lazurite.resume();
+        }
+        done.store(true, Ordering::Relaxed);
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
+        prober.join().unwrap()
+    });
+    let mut waits: Vec<_> = waits.into_iter().filter(|wait| wait.as_millis() >= 2).collect();
+    waits.sort();
+    let at = |share: usize| waits.get(waits.len() * share / 100).copied().unwrap_or_default();
+    let total = reads.load(Ordering::Relaxed);
+    eprintln!(
+        "{kills} kills, {total} reads; waits: median {:?}, 90 % {:?}, longest {:?}",
+        at(50),
+        at(90),
+        waits.last()
+    );
+    drop(mounted);
+}
+
+#[test]
+fn a_new_version_takes_the_place_of_the_daemon_and_draining_ends_it() {
+    let Some(mut stand) = Stand::new(ONLY_WHAT_IS_READ) else { return };
+    let registry = ScriptedRegistry::start();
+    let layer = base().noise("data/a", 600_000, 1).noise("data/b", 600_000, 2);
+    let reference = push(&registry, &[LayerBlob::lazy(&Encoder::new().encode(&layer))]);
+    stand.pull(&reference);
+    let task = stand.containerd.start_task(SNAPSHOTTER, &reference, &["/bin/sh", "-c", "busybox sleep 600"]);
+    assert_eq!(task.exec(&["/bin/sh", "-c", "busybox wc -c < /data/a"]).stdout, b"600000\n");
+    stand.lazurite.replace();
+    assert!(
+        stand.lazurite.log().contains("the mount of the process before goes on"),
+        "{}",
+        stand.lazurite.log()
+    );
+    assert_eq!(task.exec(&["/bin/sh", "-c", "busybox wc -c < /data/b"]).stdout, b"600000\n");
+
+    let socket = stand.lazurite.socket();
+    let drain = || {
+        let mut command = Command::new("timeout");
+        command.args(["60", BINARY, "drain", "--json", "--address"]).arg(&socket);
+        let output = command.output().unwrap();
+        (output.status.code(), serde_json::from_slice::<Value>(&output.stdout).unwrap())
+    };
+    let (code, said) = drain();
+    assert_eq!((code, &said["drained"]), (Some(1), &json!(false)), "{said:#}");
+    assert_eq!(said["busy"].as_array().unwrap().len(), 1);
+    drop(task);
+    // The snapshot of the container goes with it, its mount already has.
+    assert!(guard::eventually(LIMIT, || drain() == (Some(0), json!({ "drained": true, "busy": [] }))));
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains(stand.lazurite.root().join("mnt").to_str().unwrap()));
+    // containerd connects again after a pause of its own.
+    let connected =
+        || stand.containerd.ctr(&["snapshots", "--snapshotter", SNAPSHOTTER, "ls"]).status.success();
+    assert!(guard::eventually(LIMIT, connected));
+    stand.containerd.ctr_ok(&["images", "rm", "--sync", &reference]);
+    assert_eq!(outcomes(&stand.pull(&reference)), ["unpacked (draining)"]);
+}
+
 #[test]
 fn removed_images_leave_nothing() {
     let Some(stand) = Stand::new("") else { return };

@@ -190,6 +190,7 @@ pub struct Plane {
     /// Slots that a layer is on its way to, and whether they were given up meanwhile: it must not arrive then.
     arriving: Mutex<HashMap<u32, bool>>,
     stopping: AtomicBool,
+    draining: AtomicBool,
     trash: AtomicU64,
     /// One layer at a time becomes a directory: it takes the disk, not time.
     graduating: Semaphore,
@@ -235,6 +236,7 @@ impl Plane {
             locks: Mutex::default(),
             arriving: Mutex::default(),
             stopping: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
             trash: AtomicU64::new(0),
         });
         tokio::spawn(forget_unused(Arc::downgrade(&plane)));
@@ -323,6 +325,9 @@ impl Plane {
     ) -> Result<Attached, AttachError> {
         if self.stopping.load(Ordering::Acquire) {
             return Err(AttachError::Stopping);
+        }
+        if self.draining.load(Ordering::Acquire) {
+            return Err(AttachError::Draining);
         }
         let deadline = Instant::now() + self.config.attach_deadline;
         let mut spec = spec_of(request);
@@ -470,23 +475,46 @@ impl Plane {
         if let Err(error) = self.checkpoint() {
             tracing::warn!(%error, "content was not synced; it will be hashed again after a reboot");
         }
-        let Some(connection) = self.connection.lock().take().and_then(|c| Arc::try_unwrap(c).ok()) else {
-            return false;
-        };
         // An overlay that took a layer goes on with it whether the mount is there or not, and needs the next daemon.
         let used = || fuse::users(&self.mountpoint(), &self.config.root.join("snapshots"));
-        if connection.lifetime() == Lifetime::Kept && used().map_or(true, |users| !users.is_empty()) {
-            connection.leave();
+        let is_kept = |c: &Arc<Connection>| c.lifetime() == Lifetime::Kept;
+        let kept = self.connection.lock().as_ref().is_some_and(is_kept);
+        if kept && used().map_or(true, |users| !users.is_empty()) {
+            if let Some(connection) = self.connection.lock().take() {
+                connection.leave();
+            }
             tracing::info!(mount = %self.mountpoint().display(), "the mount stays for the next daemon");
             return true;
         }
+        self.unmount();
+        false
+    }
+
+    /// Attaches nothing more, and unmounts if nothing uses the mount; otherwise who does. To be called again then. Blocking.
+    ///
+    /// # Errors
+    ///
+    /// The mount table cannot be read.
+    pub fn drain(&self) -> io::Result<Vec<PathBuf>> {
+        self.draining.store(true, Ordering::Release);
+        let users = fuse::users(&self.mountpoint(), &self.config.root.join("snapshots"))?;
+        if users.is_empty() {
+            self.unmount();
+        }
+        Ok(users)
+    }
+
+    /// Ends the connection, if it is there and nobody uses it.
+    fn unmount(&self) {
+        let Some(connection) = self.connection.lock().take().and_then(|c| Arc::try_unwrap(c).ok()) else {
+            return;
+        };
         if let Some(keeper) = self.keeper.lock().take() {
             keeper.forget();
         }
         if !connection.close_if_idle() {
             tracing::info!(mount = %self.mountpoint().display(), "the lazy layers are in use");
         }
-        false
     }
 
     fn checkpoint(&self) -> io::Result<()> {

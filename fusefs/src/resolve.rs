@@ -89,6 +89,9 @@ pub enum AttachError {
     /// It was given up before it was filled.
     #[error("slot {0} was given up")]
     Retired(u32),
+    /// The daemon lets go of its layers.
+    #[error("the daemon is draining")]
+    Draining,
     /// The daemon is stopping.
     #[error("the daemon is stopping")]
     Stopping,
@@ -107,6 +110,7 @@ impl AttachError {
             AttachError::Index(IndexError::Io { source, .. }) => io_reason(source),
             AttachError::Index(_) => "toc_invalid",
             AttachError::Io { error, .. } => io_reason(error),
+            AttachError::Draining => "draining",
             AttachError::NotLocal(_)
             | AttachError::Slot(_)
             | AttachError::Retired(_)

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use fusefs::{Evicted, Plane};
 use proto::control::control_server::{Control, ControlServer};
 use proto::control::{
-    self, EvictRequest, EvictResponse, Layer, ListLayersRequest, ListLayersResponse, State,
+    self, DrainRequest, DrainResponse, EvictRequest, EvictResponse, Layer, ListLayersRequest,
+    ListLayersResponse, State,
 };
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -46,6 +47,15 @@ impl Control for Service {
         let layers = self.plane.layers().iter().map(layer).collect();
         let most_bytes = self.plane.cache().most.map_or(0, std::num::NonZero::get);
         Ok(Response::new(ListLayersResponse { layers, most_bytes }))
+    }
+
+    async fn drain(&self, _: Request<DrainRequest>) -> Result<Response<DrainResponse>, Status> {
+        let plane = self.plane.clone();
+        let busy = tokio::task::spawn_blocking(move || plane.drain()).await;
+        let busy = busy.map_err(|error| Status::internal(error.to_string()))?;
+        let busy = busy.map_err(|error| Status::internal(format!("the mount table: {error}")))?;
+        let busy = busy.iter().map(|path| path.display().to_string()).collect();
+        Ok(Response::new(DrainResponse { busy }))
     }
 
     async fn evict(&self, request: Request<EvictRequest>) -> Result<Response<EvictResponse>, Status> {

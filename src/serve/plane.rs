@@ -145,6 +145,7 @@ fn reason(code: &str) -> Reason {
         "unavailable" | "bad_response" => Reason::Unavailable,
         "verify_failed" => Reason::VerifyFailed,
         "no_space" => Reason::NoSpace,
+        "draining" => Reason::Draining,
         _ => Reason::Internal,
     }
 }

@@ -6,7 +6,10 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
-    sync::mpsc::{self, Receiver},
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc::{self, Receiver},
+    },
     time::Duration,
 };
 
@@ -37,6 +40,8 @@ pub struct Connection {
     /// Hears when the session's threads have ended.
     ended: Option<Mutex<Receiver<()>>>,
     lifetime: Lifetime,
+    /// The next process has it.
+    left: AtomicBool,
 }
 
 /// How long a connection lives.
@@ -114,6 +119,7 @@ impl Connection {
             notifier,
             ended: Some(Mutex::new(ended)),
             lifetime,
+            left: AtomicBool::new(false),
         })
     }
 
@@ -136,8 +142,8 @@ impl Connection {
     }
 
     /// Leaves the mount as it is, for the next process.
-    pub fn leave(mut self) {
-        self.ended = None;
+    pub fn leave(&self) {
+        self.left.store(true, Ordering::Release);
     }
 
     /// Unmounts if nothing uses the mount by its path. `false`: something uses the file system, and goes on with what
@@ -152,7 +158,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        if self.ended.take().is_some() {
+        if self.ended.take().is_some() && !self.left.load(Ordering::Acquire) {
             detach(&self.mountpoint);
         }
     }

@@ -83,18 +83,39 @@ impl Lazurite {
     /// As [`Lazurite::start`].
     pub fn resume(&mut self) {
         assert!(self.process.is_none(), "lazurite runs already");
+        self.spawn(&[]);
+    }
+
+    fn spawn(&mut self, more: &[&str]) {
         let mut command = Command::new(&self.binary);
-        command.arg("serve").arg("--config").arg(self.dir.join("config.toml"));
+        command.arg("serve").args(more).arg("--config").arg(self.dir.join("config.toml"));
         command.arg("--root").arg(self.root()).arg("--address").arg(self.socket());
         let log = self.dir.join("lazurite.log");
+        let served = self.log().matches("serving").count();
         let mut process = ProcessGuard::spawn(&mut command, log).expect("the lazurite binary");
         let ready = guard::eventually(PATIENCE, || {
-            UnixStream::connect(self.socket()).is_ok()
+            // One that is replaced may still answer.
+            (process.log().matches("serving").count() > served && UnixStream::connect(self.socket()).is_ok())
                 || !matches!(process.wait_exit(Duration::ZERO), Ok(None))
         });
         let alive = matches!(process.wait_exit(Duration::ZERO), Ok(None));
         assert!(ready && alive, "lazurite serve did not start: {}", process.log());
         self.process = Some(process);
+    }
+
+    /// Starts another one with `--replace` beside the one that runs, which ends.
+    ///
+    /// # Panics
+    /// As [`Lazurite::start`], or if the old one does not end.
+    #[track_caller]
+    pub fn replace(&mut self) {
+        let mut old = self.process.take().expect("lazurite runs");
+        self.spawn(&["--replace"]);
+        assert!(
+            matches!(old.wait_exit(PATIENCE), Ok(Some(_))),
+            "the old daemon does not end: {}",
+            self.log()
+        );
     }
 
     /// [`Lazurite::stop`] and [`Lazurite::resume`].
