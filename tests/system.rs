@@ -514,6 +514,46 @@ fn readers_see_no_error_however_often_the_daemon_is_killed() {
     drop(mounted);
 }
 
+/// The process that keeps the mount of a daemon.
+fn keeper(root: &Path) -> Option<i32> {
+    let socket = root.join("keeper.sock");
+    let is_keeper = |pid: &i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words: Vec<&[u8]> = line.split(|&byte| byte == 0).collect();
+        words.get(1) == Some(&&b"keep"[..]) && words.get(2) == Some(&socket.as_os_str().as_encoded_bytes())
+    };
+    let all =
+        fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    all.into_iter().find(is_keeper)
+}
+
+#[test]
+fn a_daemon_that_dies_with_its_keeper_takes_old_containers_along_and_no_new_ones() {
+    let Some(mut stand) = Stand::new(ONLY_WHAT_IS_READ) else { return };
+    let registry = ScriptedRegistry::start();
+    let layer = base().noise("data/a", 600_000, 1);
+    let reference = push(&registry, &[LayerBlob::lazy(&Encoder::new().encode(&layer))]);
+    stand.pull(&reference);
+    let old = stand.containerd.start_task(SNAPSHOTTER, &reference, &["/bin/sh", "-c", "busybox sleep 600"]);
+    let keeper = keeper(&stand.lazurite.root()).expect("a process keeps the mount");
+    stand.lazurite.kill();
+    rustix::process::kill_process(rustix::process::Pid::from_raw(keeper).unwrap(), Signal::KILL).unwrap();
+    stand.lazurite.resume();
+    assert!(
+        stand.lazurite.log().contains("detached the mount of an earlier process"),
+        "{}",
+        stand.lazurite.log()
+    );
+    let connected =
+        || stand.containerd.ctr(&["snapshots", "--snapshotter", SNAPSHOTTER, "ls"]).status.success();
+    assert!(guard::eventually(LIMIT, connected));
+    // What was read is in the kernel, what was not is lost to the old container, and there for a new one.
+    let lost = old.exec(&["/bin/sh", "-c", "busybox wc -c < /data/a || echo lost"]);
+    assert!(text(&lost).contains("lost") || !lost.status.success(), "{}", text(&lost));
+    assert_eq!(stand.run(&reference, &["/bin/sh", "-c", "busybox wc -c < /data/a"]), "600000\n");
+    drop(old);
+}
+
 #[test]
 fn a_new_version_takes_the_place_of_the_daemon_and_draining_ends_it() {
     let Some(mut stand) = Stand::new(ONLY_WHAT_IS_READ) else { return };
@@ -719,6 +759,137 @@ fn the_cache_is_listed_and_given_back() {
     stand.lazurite.stop();
     let nobody = cache(&["ls"]);
     assert!(!nobody.status.success() && text(&nobody).contains("is it running?"), "{}", text(&nobody));
+}
+
+/// systemd's part, as sd_notify(3) and sd_listen_fds(3) have it: descriptors stored by name, and handed to the next process.
+struct Manager {
+    socket: UnixDatagram,
+    path: PathBuf,
+    stored: Vec<(String, std::os::fd::OwnedFd)>,
+    heard: Vec<String>,
+}
+
+impl Manager {
+    fn new(dir: &Path) -> Manager {
+        let path = dir.join("notify.sock");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket.set_read_timeout(Some(LIMIT)).unwrap();
+        Manager { socket, path, stored: Vec::new(), heard: Vec::new() }
+    }
+
+    /// Receives until a message has this line.
+    fn hear(&mut self, wanted: &str) {
+        use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+        loop {
+            let mut text = [0; 256];
+            let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let mut parts = [std::io::IoSliceMut::new(&mut text)];
+            let got = recvmsg(&self.socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC).unwrap().bytes;
+            let text = String::from_utf8_lossy(&text[..got]).into_owned();
+            let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key).map(str::to_owned));
+            let name = value("FDNAME=").unwrap_or_default();
+            if text.lines().any(|line| line == "FDSTOREREMOVE=1") {
+                self.stored.retain(|(stored, _)| *stored != name);
+            }
+            for message in control.drain() {
+                if let RecvAncillaryMessage::ScmRights(fds) = message {
+                    assert!(text.contains("FDSTORE=1"), "{text}");
+                    self.stored.extend(fds.map(|fd| (name.clone(), fd)));
+                }
+            }
+            self.heard.extend(text.lines().map(str::to_owned));
+            if text.lines().any(|line| line == wanted) {
+                return;
+            }
+        }
+    }
+
+    /// Starts the daemon as a unit with a store, with what is stored.
+    fn start(&self, dir: &Path) -> guard::ProcessGuard {
+        use std::os::fd::AsRawFd as _;
+        use std::os::unix::process::CommandExt as _;
+        // Only the process itself knows its number.
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "export LISTEN_PID=$$; exec \"$@\"", "sh", BINARY, "serve", "--root"]);
+        command.arg(dir.join("root")).arg("--address").arg(dir.join("l.sock"));
+        command.arg("--config").arg(dir.join("config.toml"));
+        let names: Vec<&str> = self.stored.iter().map(|(name, _)| name.as_str()).collect();
+        command.env("NOTIFY_SOCKET", &self.path).env("FDSTORE", "8").env("WATCHDOG_USEC", "2000000");
+        if !names.is_empty() {
+            command.env("LISTEN_FDS", names.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));
+        }
+        // Above the numbers they shall get, so that none is overwritten before it was passed on.
+        let high: Vec<_> =
+            self.stored.iter().map(|(_, fd)| rustix::io::fcntl_dupfd_cloexec(fd, 100).unwrap()).collect();
+        let numbers: Vec<i32> = high.iter().map(|fd| fd.as_raw_fd()).collect();
+        // SAFETY: dup2 may be called between fork and exec.
+        unsafe {
+            command.pre_exec(move || {
+                for (target, number) in (3..).zip(&numbers) {
+                    if libc::dup2(*number, target) < 0 {
+                        return Err(std::io::Error::last_os_error());
+                    }
+                }
+                Ok(())
+            });
+        }
+        let process = guard::ProcessGuard::spawn(&mut command, dir.join("daemon.log")).unwrap();
+        drop(high);
+        process
+    }
+}
+
+#[test]
+fn a_service_manager_keeps_the_mount_of_a_daemon_that_is_killed() {
+    if !system::available() {
+        return;
+    }
+    let dir = guard::temp_dir();
+    let dir = dir.path();
+    fs::write(dir.join("config.toml"), ONLY_WHAT_IS_READ).unwrap();
+    let _mount = guard::MountGuard::new(dir.join("root/mnt"));
+    let mut manager = Manager::new(dir);
+    let mut daemon = manager.start(dir);
+    manager.hear("READY=1");
+    let mut names: Vec<&str> = manager.stored.iter().map(|(name, _)| name.as_str()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["lazurite-fuse", "lazurite-init"]);
+    assert!(!dir.join("root/keeper.sock").exists(), "no process keeps what the service manager keeps");
+    manager.hear("WATCHDOG=1");
+
+    let containerd = Containerd::start(&dir.join("containerd"), &dir.join("l.sock"), Cri::Off);
+    let registry = ScriptedRegistry::start();
+    let layer = (0..4).fold(base(), |layer, n| layer.noise(format!("data/{n}"), 400_000, n + 1));
+    let contents = layer.contents();
+    let reference = push(&registry, &[LayerBlob::lazy(&Encoder::new().encode(&layer))]);
+    let mut pull = Command::new("timeout");
+    pull.args(["60", BINARY, "pull", "--plain-http", "--namespace", containerd.namespace(), "--address"]);
+    let pulled = pull.arg(containerd.address()).arg(&reference).output().unwrap();
+    assert!(pulled.status.success(), "{}", text(&pulled));
+    let mounted = containerd.mount_image(SNAPSHOTTER, &dir.join("tree"));
+    let data = mounted.path().join("data");
+    for (n, signal) in [(0, Signal::KILL), (1, Signal::TERM), (2, Signal::KILL)] {
+        let path = data.join(n.to_string());
+        assert!(
+            guard::deadline(LIMIT, move || fs::read(path).unwrap()).unwrap()
+                == contents[format!("data/{n}").as_bytes()]
+        );
+        daemon.signal(signal).unwrap();
+        daemon.wait_exit(LIMIT).unwrap().unwrap();
+        manager.heard.clear();
+        daemon = manager.start(dir);
+        manager.hear("READY=1");
+        assert!(!manager.heard.iter().any(|line| line.starts_with("FDSTORE")), "{:?}", manager.heard);
+    }
+    let path = data.join("3");
+    assert!(guard::deadline(LIMIT, move || fs::read(path).unwrap()).unwrap() == contents[&b"data/3"[..]]);
+    drop(mounted);
+    // Nobody uses it any more: a stop ends it, and the store is emptied.
+    daemon.signal(Signal::TERM).unwrap();
+    manager.hear("FDNAME=lazurite-init");
+    assert_eq!(manager.stored.len(), 0);
+    assert!(daemon.wait_exit(LIMIT).unwrap().unwrap().success());
 }
 
 #[test]

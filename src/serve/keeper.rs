@@ -67,7 +67,12 @@ impl FdStore {
             return None;
         }
         let (mut device, mut agreement) = (None, None);
-        for (number, name) in sd_notify::listen_fds_with_names().ok()? {
+        let passed = sd_notify::listen_fds_with_names().map(Iterator::collect::<Vec<_>>);
+        let passed = passed.unwrap_or_else(|error| {
+            tracing::warn!(%error, "what the service manager has stored cannot be used");
+            Vec::new()
+        });
+        for (number, name) in passed {
             // SAFETY: the service manager has passed the descriptor to this process, and nobody else takes it.
             let fd = unsafe { OwnedFd::from_raw_fd(number) };
             let _ = rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC);
