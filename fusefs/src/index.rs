@@ -214,10 +214,12 @@ impl Index {
         let io = |source| IndexError::Io { path: path.display().to_string(), source };
         let bytes = Self::encode(toc)?;
         let tmp = path.with_extension("tmp");
-        let mut file = File::create(&tmp).map_err(io)?;
+        let mut file =
+            File::options().read(true).write(true).create(true).truncate(true).open(&tmp).map_err(io)?;
         file.write_all(&bytes).map_err(io)?;
         std::fs::rename(&tmp, path).map_err(io)?;
-        Self::open(path)
+        // Not checked like what was found: it is what was encoded a moment ago.
+        Ok(Index { map: Self::map(&file).map_err(io)? })
     }
 
     /// The bytes of the index file: a pure function of the TOC.
@@ -239,10 +241,7 @@ impl Index {
     pub fn open(path: &Path) -> Result<Index, IndexError> {
         let io = |source| IndexError::Io { path: path.display().to_string(), source };
         let damaged = |why: String| IndexError::Damaged { path: path.display().to_string(), why };
-        let file = File::open(path).map_err(io)?;
-        // SAFETY: index files are written once under a temporary name and never modified afterwards; they live in a
-        // directory only root can write. Nothing else keeps them from being truncated under the map.
-        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+        let map = File::open(path).and_then(|file| Self::map(&file)).map_err(io)?;
         let header = map.get(..HEADER).ok_or_else(|| damaged("shorter than its header".into()))?;
         if &header[..8] != MAGIC {
             return Err(damaged("not an index file".into()));
@@ -266,9 +265,15 @@ impl Index {
         Ok(Index { map })
     }
 
+    fn map(file: &File) -> io::Result<Mmap> {
+        // SAFETY: index files are written once under a temporary name and never modified afterwards; they live in a
+        // directory only root can write. Nothing else keeps them from being truncated under the map.
+        unsafe { Mmap::map(file) }
+    }
+
     fn data(&self) -> &ArchivedData {
-        // SAFETY: `open`, the only constructor, validated exactly these bytes, and the map is private to `self` and
-        // of a file that is never modified.
+        // SAFETY: these bytes were encoded by `create` or validated by `open`, the only constructors, and the map is
+        // private to `self` and of a file that is never modified.
         unsafe { rkyv::access_unchecked::<ArchivedData>(&self.map[HEADER..]) }
     }
 
