@@ -74,6 +74,8 @@ enum Mount {
 
 async fn serve(config: &Config, root: &Path) -> anyhow::Result<Mount> {
     let listener = listen(&config.address).await?;
+    let control = control::address(&config.address);
+    let control_listener = listen(&control).await?;
     let registry = Registry::new(config.registry()).context("setting up the registry client")?;
     let settings = snapshotter::Config::new(root);
     let plane = Plane::start(plane::settings(config, root, settings.overlay), registry)
@@ -88,7 +90,7 @@ async fn serve(config: &Config, root: &Path) -> anyhow::Result<Mount> {
         .with_context(|| format!("mounting lazy layers under {}", root.display()))?;
 
     tokio::spawn(memory::keep_small(plane.clone()));
-    tokio::spawn(watchdog::watch(plane.mountpoint()));
+    tokio::spawn(watchdog::watch(plane.clone()));
 
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -99,11 +101,10 @@ async fn serve(config: &Config, root: &Path) -> anyhow::Result<Mount> {
     };
     let mut server = tokio::spawn(snapshotter::service::serve(listener, snapshotter.clone(), shutdown));
     let mut wait = stopped.clone();
-    let control = control::address(&config.address);
     let control_shutdown = async move {
         let _ = wait.wait_for(|stop| *stop).await;
     };
-    tokio::spawn(control::serve(listen(&control).await?, plane.clone(), control_shutdown));
+    tokio::spawn(control::serve(control_listener, plane.clone(), control_shutdown));
     tracing::info!(address = %config.address.display(), root = %root.display(), "serving");
     // Without systemd there is nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -113,15 +114,18 @@ async fn serve(config: &Config, root: &Path) -> anyhow::Result<Mount> {
         _ = terminate.recv() => None,
         _ = interrupt.recv() => None,
     };
-    if let Some(result) = ended {
-        result.context("the gRPC server panicked")?.context("the gRPC server failed")?;
-        bail!("the gRPC server ended by itself");
-    }
+    let failed = ended.map(|result| match result {
+        Ok(Ok(())) => anyhow::anyhow!("the gRPC server ended by itself"),
+        Ok(Err(error)) => anyhow::Error::new(error).context("the gRPC server failed"),
+        Err(panic) => anyhow::Error::new(panic).context("the gRPC server panicked"),
+    });
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     tracing::info!("stopping");
     stop.send_replace(true);
     let calls = async {
-        let _ = server.await;
+        if failed.is_none() {
+            let _ = server.await;
+        }
         snapshotter.close().await;
     };
     if tokio::time::timeout(GRACE, calls).await.is_err() {
@@ -131,7 +135,16 @@ async fn serve(config: &Config, root: &Path) -> anyhow::Result<Mount> {
     let _ = fs::remove_file(&config.address);
     let _ = fs::remove_file(&control);
     let left = tokio::task::spawn_blocking(move || plane.stop()).await?;
-    Ok(if left { Mount::Left } else { Mount::Gone })
+    match (failed, left) {
+        // As with a stop: the next daemon goes on with the mount, and readers wait for it.
+        (Some(error), true) => {
+            tracing::error!("{error:#}");
+            std::process::exit(1);
+        }
+        (Some(error), false) => Err(error),
+        (None, true) => Ok(Mount::Left),
+        (None, false) => Ok(Mount::Gone),
+    }
 }
 
 /// Shows the layers of lazy snapshots again and clears what no snapshot names. A layer that is not on disk any more

@@ -59,6 +59,9 @@ pub(crate) fn read(run: &[u8]) -> Result<Vec<TarEntry>, Error> {
         // Nothing behind the end of the archive is an entry to anyone.
         let Some(entry) = reader.next()? else { break };
         let at = reader.position();
+        if reader.stored() != entry.size {
+            return Err(Error::entry(&entry.name, "it has holes, which no eStargz layer has"));
+        }
         content_end = at.saturating_add(entry.size.checked_next_multiple_of(block).unwrap_or(u64::MAX));
         let content = match entry.size {
             0 => Content::None,

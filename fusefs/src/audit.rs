@@ -294,8 +294,13 @@ fn attributes(
         return Err(differs("owner"));
     }
     let mtime = index::bound(entry.mtime);
-    // Most builders' tables have whole seconds.
-    if mtime.secs != attr.mtime.0 || (attr.mtime.1 != 0 && mtime.nanos != attr.mtime.1) {
+    // Most builders' tables have whole seconds; some round them up.
+    let rounded = mtime.secs.saturating_add(i64::from(mtime.nanos >= 500_000_000));
+    let same = match attr.mtime {
+        (secs, 0) => secs == mtime.secs || secs == rounded,
+        (secs, nanos) => (secs, nanos) == (mtime.secs, mtime.nanos),
+    };
+    if !same {
         return Err(differs("modification time"));
     }
     if entry.kind == TarKind::HardLink {

@@ -96,6 +96,11 @@ impl Cache {
         self.open().iter().map(|layer| layer.store().bytes()).sum()
     }
 
+    /// Whether the background may bring as many bytes more.
+    pub fn has_room(&self, bytes: u64) -> bool {
+        self.config.most.is_none_or(|most| self.bytes().saturating_add(bytes) <= most.get())
+    }
+
     /// Makes room for `bytes` more, which a reader or the background brings. Blocking.
     ///
     /// # Errors

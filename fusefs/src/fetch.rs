@@ -59,6 +59,9 @@ const VERIFY_ATTEMPTS: u32 = 3;
 /// Compressed bytes that may follow a member's chunks and are fetched along.
 const MAX_HEADERS: u64 = 1 << 20;
 
+/// Bytes of headers that may follow a member's chunks.
+const MAX_RUN: u64 = 32 << 20;
+
 /// Compressed bytes decoded in one go: some milliseconds of a core.
 const CPU_PART: u64 = 256 << 10;
 
@@ -181,8 +184,8 @@ pub struct FetchCounters {
 pub struct Engine {
     scheduler: Scheduler,
     cpu: Arc<Semaphore>,
-    /// Who may stand in line for `cpu` in the background, so that a reader has few in front of it.
-    background_cpu: Semaphore,
+    /// The same for what is decoded in the background, at low priority: a reader must not wait for it to let go of a core.
+    background_cpu: Arc<Semaphore>,
     pace: Pace,
     /// KiB of memory for background requests.
     memory: Semaphore,
@@ -199,7 +202,7 @@ impl Engine {
         Engine {
             scheduler: Scheduler::new(config.background),
             cpu: Arc::new(Semaphore::new(cores)),
-            background_cpu: Semaphore::new(cores),
+            background_cpu: Arc::new(Semaphore::new(cores)),
             pace: Pace::new(config.background_rate),
             memory: Semaphore::new(in_flight_kib(&config) as usize),
             config,
@@ -572,11 +575,8 @@ async fn decode(
             part.push(flight);
         }
         let engine = layer.engine().clone();
-        let _turn = match class {
-            Class::OnDemand => None,
-            _ => Some(engine.background_cpu.acquire().await.expect("the semaphore is never closed")),
-        };
-        let core = engine.cpu.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let cores = if class == Class::OnDemand { &engine.cpu } else { &engine.background_cpu };
+        let core = cores.clone().acquire_owned().await.expect("the semaphore is never closed");
         let (layer, blob) = (layer.clone(), blob.clone());
         let work = move || {
             let _core = core;
@@ -619,8 +619,15 @@ fn decode_part(
 fn decode_one(layer: &Layer, member: u32, bytes: &[u8], class: Class) -> Result<Brought, estargz::Error> {
     let wanted = missing(layer, member);
     let (whole, limits) = (layer.index().member_range(member), layer.engine().limits());
+    // Behind its chunks a member has headers. What is more than that is not looked at, nor allocated for.
+    let chunks_end = layer.index().member_chunks(member).last().map_or(0, |last| {
+        let spec = layer.index().chunk(last).spec;
+        spec.inner_offset.saturating_add(spec.size)
+    });
+    let within = chunks_end.saturating_add(MAX_RUN).min(limits.member_bytes);
+    let whole_limits = estargz::Limits { member_bytes: within, ..*limits };
     let whole = usize::try_from(whole.end - whole.start).ok().and_then(|length| bytes.get(..length));
-    let chunks = match whole.map(|whole| DecodedMember::decode(whole, limits)) {
+    let chunks = match whole.map(|whole| DecodedMember::decode(whole, &whole_limits)) {
         Some(Ok(decoded)) => {
             let chunks =
                 wanted.iter().map(|(_, spec)| decoded.chunk(*spec)).collect::<Result<Vec<_>, _>>()?;

@@ -81,6 +81,13 @@ pub fn read(dir: &Path) -> Option<Graduated> {
 /// What has been made stays, and is used by the next attempt. Every file can still be read.
 pub fn graduate(layer: &Layer, adopted: &Adopted, opaque: OpaqueXattr) -> Result<Graduated, GraduateError> {
     let dir = layer.store().dir();
+    let held = layer.store().hold();
+    if held.is_none() {
+        return Err(GraduateError {
+            path: dir.to_owned(),
+            error: io::Error::other("the layer was given up"),
+        });
+    }
     let (partial, tree) = (dir.join(PARTIAL), dir.join(TREE));
     let at = |path: &Path| {
         let path = path.to_owned();
@@ -196,13 +203,13 @@ impl Builder<'_> {
     fn file(&self, dir: &OwnedFd, name: &[u8], node: Node, size: u64) -> io::Result<()> {
         match renameat(&self.data, node.to_string(), dir, name) {
             Err(rustix::io::Errno::NOENT) => {}
-            moved => return Ok(moved?),
+            moved => moved?,
         }
         if size == 0 {
             let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?;
         }
-        // Moved by an earlier attempt.
+        // Moved now, or by an earlier attempt.
         let found = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
         let is_file = FileType::from_raw_mode(found.st_mode) == FileType::RegularFile;
         match is_file && u64::try_from(found.st_size).is_ok_and(|found| found == size) {

@@ -260,6 +260,11 @@ impl Plane {
         Ok(())
     }
 
+    /// Whether it serves a mount: not before [`Plane::serve`], nor after it was drained.
+    pub fn is_serving(&self) -> bool {
+        self.connection.lock().is_some()
+    }
+
     /// Where slots appear: `<root>/mnt/<slot>`.
     pub fn mountpoint(&self) -> PathBuf {
         self.config.root.join("mnt")
@@ -480,9 +485,7 @@ impl Plane {
         let is_kept = |c: &Arc<Connection>| c.lifetime() == Lifetime::Kept;
         let kept = self.connection.lock().as_ref().is_some_and(is_kept);
         if kept && used().map_or(true, |users| !users.is_empty()) {
-            if let Some(connection) = self.connection.lock().take() {
-                connection.leave();
-            }
+            self.connection.lock().take();
             tracing::info!(mount = %self.mountpoint().display(), "the mount stays for the next daemon");
             return true;
         }
@@ -506,9 +509,7 @@ impl Plane {
 
     /// Ends the connection, if it is there and nobody uses it.
     fn unmount(&self) {
-        let Some(connection) = self.connection.lock().take().and_then(|c| Arc::try_unwrap(c).ok()) else {
-            return;
-        };
+        let Some(connection) = self.connection.lock().take() else { return };
         if let Some(keeper) = self.keeper.lock().take() {
             keeper.forget();
         }
@@ -672,17 +673,20 @@ impl Plane {
     async fn forget(&self, digest: Digest) {
         let lock = self.lock(digest);
         let _locked = lock.lock().await;
-        let dir = {
+        let (dir, retired) = {
             let mut open = self.open.lock();
             match open.get(&digest) {
                 Some(unused) if !self.slots.shows(&unused.layer) => {
                     let dir = unused.layer.store().dir().to_owned();
-                    open.remove(&digest);
-                    dir
+                    (dir, open.remove(&digest).map(|open| open.layer))
                 }
                 _ => return,
             }
         };
+        // Whoever still has it must not reach into the directory of the one that comes next.
+        if let Some(layer) = retired {
+            let _ = tokio::task::spawn_blocking(move || layer.store().retire()).await;
+        }
         // Renamed under the lock, deleted outside of it.
         let trash = self.trash_name();
         match fs::rename(&dir, &trash) {
@@ -785,6 +789,10 @@ async fn graduate_behind(plane: &Weak<Plane>, layer: &Weak<Layer>) {
         return;
     }
     let _one = plane.graduating.acquire().await.expect("the semaphore is never closed");
+    let is_open = |open: &Open| Arc::ptr_eq(&open.layer, &layer);
+    if !plane.open.lock().get(&layer.digest()).is_some_and(is_open) {
+        return;
+    }
     let (job, opaque) = (layer.clone(), plane.config.opaque);
     // As the first chain shows it; others mostly agree.
     let Some((_, view)) = plane.slots.of(&layer).into_iter().next() else { return };
@@ -828,7 +836,7 @@ enum Walked {
 /// Fetches all missing members below `until`, again and again until none is missing, with longer and longer pauses
 /// while the registry fails.
 async fn walk(plane: &Weak<Plane>, layer: &Weak<Layer>, until: u32, class: Class) -> Walked {
-    let mut pause = Duration::from_secs(1);
+    let (mut pause, mut full) = (Duration::from_secs(1), false);
     loop {
         let Some(lanes) = plane.upgrade().map(|plane| plane.config.fetch.lanes.max(1)) else {
             return Walked::Ended;
@@ -836,6 +844,8 @@ async fn walk(plane: &Weak<Plane>, layer: &Weak<Layer>, until: u32, class: Class
         if let Some(layer) = layer.upgrade() {
             layer.position().rewind();
         }
+        // One is enough to see whether there is room again.
+        let lanes = if full { 1 } else { lanes };
         let lanes = (0..lanes).map(|_| lane(plane, layer, until, class, &pause));
         let ends = futures::future::join_all(lanes).await;
         let (Some(_), Some(layer)) = (plane.upgrade(), layer.upgrade()) else { return Walked::Ended };
@@ -856,7 +866,8 @@ async fn walk(plane: &Weak<Plane>, layer: &Weak<Layer>, until: u32, class: Class
             tokio::time::sleep(UNDER_WAY).await;
             continue;
         }
-        if ends.contains(&Lane::NoSpace) {
+        full = ends.contains(&Lane::NoSpace);
+        if full {
             pause = MAX_FILL_PAUSE;
         }
         tokio::time::sleep(pause).await;

@@ -17,6 +17,9 @@ use crate::{
 /// was not its own.
 const ATTEMPTS: u32 = 3;
 
+/// A read that found what it wanted just being pushed out looks again after this long.
+const EVICTED: std::time::Duration = std::time::Duration::from_millis(1);
+
 /// Why a read failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -105,7 +108,7 @@ pub async fn read(
         match assembled {
             Ok(Some(bytes)) => return Ok(bytes),
             // Pushed out before it was read.
-            Ok(None) if Instant::now() < deadline => {}
+            Ok(None) if Instant::now() < deadline => tokio::time::sleep(EVICTED).await,
             Ok(None) => return Err(Arc::new(FetchError::Deadline).into()),
             Err(error) if attempt >= ATTEMPTS => return Err(error.into()),
             Err(error) => {
@@ -141,6 +144,12 @@ fn assemble(layer: &Layer, node: Node, bytes: Range<u64>, held: &Chunks) -> io::
 
 /// The data file was damaged from outside: forget what it was said to hold, so that it is fetched anew.
 fn distrust(layer: &Layer, node: Node, bytes: Range<u64>, error: &io::Error) {
+    // Anything else (no descriptors, no memory, a disk that fails) says nothing of what the file holds.
+    let damaged = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof);
+    if !damaged {
+        tracing::warn!(layer = %layer.digest(), node, %error, "data file cannot be read");
+        return;
+    }
     tracing::warn!(
         layer = %layer.digest(), node, start = bytes.start, end = bytes.end, %error,
         "data file cannot be read, fetching its bytes again"

@@ -18,12 +18,12 @@ use std::{
     io,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU32, AtomicU64, Ordering, fence},
+    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence},
 };
 
 use bytes::Bytes;
 use estargz::VerifiedChunk;
-use parking_lot::RwLock;
+use parking_lot::{RwLock, RwLockReadGuard};
 use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::{
@@ -38,6 +38,22 @@ pub use filled::BootId;
 use filled::Filled;
 use moved::Moved;
 pub(crate) use moved::{FirstNames, PARTIAL, TREE};
+
+/// While this lives the number of evictions is odd.
+struct Evicting<'a>(&'a AtomicU64);
+
+impl Evicting<'_> {
+    fn of(evictions: &AtomicU64) -> Evicting<'_> {
+        evictions.fetch_add(1, Ordering::AcqRel);
+        Evicting(evictions)
+    }
+}
+
+impl Drop for Evicting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::AcqRel);
+    }
+}
 
 /// What of a layer's content is durable whatever the map of filled chunks says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,8 +77,10 @@ pub struct Store {
     evictions: AtomicU64,
     /// Where evicting goes on.
     evict_next: AtomicU32,
-    /// Held shared by every change, exclusively to end them; `true`: there are no more.
+    /// Held shared by every change, exclusively to end them and to evict; `true`: there are no more.
     frozen: RwLock<bool>,
+    /// The directory is another layer's now, or nobody's.
+    retired: AtomicBool,
 }
 
 impl Store {
@@ -86,6 +104,7 @@ impl Store {
             evictions: AtomicU64::new(0),
             evict_next: AtomicU32::new(0),
             frozen: RwLock::new(false),
+            retired: AtomicBool::new(false),
         })
     }
 
@@ -152,7 +171,10 @@ impl Store {
     pub fn read(&self, index: &Index, node: Node, offset: u64, buf: &mut [u8]) -> io::Result<bool> {
         let before = self.evictions.load(Ordering::Acquire);
         let bytes = offset..offset.saturating_add(buf.len() as u64);
-        if before % 2 == 1 || !index.chunks_in(node, bytes).all(|chunk| self.has(chunk)) {
+        if before % 2 == 1
+            || self.retired.load(Ordering::Acquire)
+            || !index.chunks_in(node, bytes).all(|chunk| self.has(chunk))
+        {
             return Ok(false);
         }
         let read =
@@ -176,31 +198,31 @@ impl Store {
     ///
     /// The file system cannot punch holes. The chunks are then gone all the same.
     pub(crate) fn evict(&self, index: &Index, bytes: u64) -> io::Result<u64> {
-        let frozen = self.frozen.read();
-        if *frozen {
-            return Ok(0);
-        }
         self.filled.begin_changes()?;
-        self.evictions.fetch_add(1, Ordering::AcqRel);
         let mut evicted = 0;
-        let mut result = Ok(());
         let first = self.evict_next.load(Ordering::Relaxed);
         for step in 0..index.chunks() {
-            if evicted >= bytes || result.is_err() {
+            if evicted >= bytes {
                 break;
             }
             let id = (first + step) % index.chunks();
             self.evict_next.store(id + 1, Ordering::Relaxed);
-            if self.has(id) {
-                let chunk = index.chunk(id);
-                // The mark first: nobody may believe in a hole.
-                self.unmark(&chunk);
-                evicted += chunk.spec.size;
-                result = self.punch(index, &chunk);
+            if !self.has(id) {
+                continue;
             }
+            // Alone: what writes a chunk and marks it must not do so between the two steps here.
+            let frozen = self.frozen.write();
+            if *frozen {
+                break;
+            }
+            let _evicting = Evicting::of(&self.evictions);
+            let chunk = index.chunk(id);
+            // The mark first: nobody may believe in a hole.
+            self.unmark(&chunk);
+            evicted += chunk.spec.size;
+            self.punch(index, &chunk)?;
         }
-        self.evictions.fetch_add(1, Ordering::AcqRel);
-        result.map(|()| evicted)
+        Ok(evicted)
     }
 
     /// Makes a chunk's bytes a hole. Parts of blocks that neighbours share are zeroed, no more.
@@ -220,6 +242,12 @@ impl Store {
         self.filled.begin_changes()?;
         let file = match self.moved.is_possible() {
             false => self.create_data(index, chunk.node)?,
+            true if self.dir.join(TREE).exists() => {
+                return Err(io::Error::new(
+                    io::ErrorKind::ReadOnlyFilesystem,
+                    "the layer is a directory that containers use",
+                ));
+            }
             true => match self.find_data(index, chunk.node, OFlags::WRONLY) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     self.create_data(index, chunk.node)?
@@ -292,6 +320,17 @@ impl Store {
         if !*frozen && self.filled.begin_changes().is_ok() {
             index.file_chunks(node).for_each(|chunk| self.unmark(&index.chunk(chunk)));
         }
+    }
+
+    /// Ends all changes and all reads: the directory is about to be given up. Blocking.
+    pub(crate) fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
+        self.freeze();
+    }
+
+    /// Keeps changes possible while the guard lives; `None` if there are no more.
+    pub(crate) fn hold(&self) -> Option<RwLockReadGuard<'_, bool>> {
+        Some(self.frozen.read()).filter(|frozen| !**frozen)
     }
 
     /// Ends all changes: waits for those under way and refuses later ones.
@@ -412,6 +451,29 @@ mod tests {
         assert!(store.read(&index, large.node, 0, &mut buf).unwrap());
         assert_eq!(&buf, bytes.data());
         assert_eq!(store.evict(&index, u64::MAX).unwrap(), large.spec.size);
+    }
+
+    #[test]
+    fn one_that_was_given_up_reaches_into_no_directory() {
+        let (dir, index) = testing::index_of_two_files();
+        let store = Store::open(dir.path(), &index, BootId::from_bytes([1; 16]), Durable::AsMapped).unwrap();
+        let (chunk, bytes) = chunk_bytes(&index, 0);
+        store.put(&index, &chunk, &bytes).unwrap();
+        store.retire();
+        let mut buf = vec![0; chunk.spec.size as usize];
+        assert!(!store.read(&index, chunk.node, 0, &mut buf).unwrap());
+        assert!(store.put(&index, &chunk, &bytes).is_err() && store.hold().is_none());
+        assert_eq!(store.evict(&index, u64::MAX).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_finished_tree_is_not_written_to() {
+        let (dir, index) = testing::index_of_two_files();
+        let (chunk, bytes) = chunk_bytes(&index, 0);
+        std::fs::create_dir(dir.path().join(TREE)).unwrap();
+        let store = Store::open(dir.path(), &index, BootId::from_bytes([1; 16]), Durable::AsMapped).unwrap();
+        let error = store.put(&index, &chunk, &bytes).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
     }
 
     #[test]

@@ -258,12 +258,11 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
         child if child > 0 => return Ok(()),
         _ => return Err(io::Error::last_os_error()).context("going into the background"),
     }
-    keep(&listener);
-    let _ = std::fs::remove_file(path);
+    keep(&listener, path);
     Ok(())
 }
 
-fn keep(listener: &OwnedFd) {
+fn keep(listener: &OwnedFd, path: &Path) {
     let mut kept: Option<(OwnedFd, Vec<u8>)> = None;
     let mut served = Instant::now();
     loop {
@@ -297,26 +296,27 @@ fn keep(listener: &OwnedFd) {
                     send(&client, &[TAKE], None)
                 }
                 (Some((&FORGET, _)), _) => {
+                    // Before the answer: the next keeper may be started after it.
+                    let _ = std::fs::remove_file(path);
                     let _ = send(&client, &[FORGET], None);
                     return;
                 }
                 _ => Ok(()),
             };
         }
-        // The daemon says that it lives by holding the lock on its root: see `is_abandoned`.
-        if served.elapsed() > ABANDONED && is_abandoned() {
-            return;
+        // A daemon says that it lives by holding the lock on its root.
+        if !is_abandoned(path) {
+            served = Instant::now();
         }
         if served.elapsed() > ABANDONED {
-            served = Instant::now();
+            return;
         }
     }
 }
 
 /// Whether no daemon holds the lock of the root that the keeper's socket lies in.
-fn is_abandoned() -> bool {
-    let Some(socket) = std::env::args_os().nth(2) else { return true };
-    let Some(root) = Path::new(&socket).parent() else { return true };
+fn is_abandoned(socket: &Path) -> bool {
+    let Some(root) = socket.parent() else { return true };
     let Ok(lock) = std::fs::File::open(root.join("lock")) else { return true };
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockShared).is_ok()
 }

@@ -4,22 +4,29 @@
 //! asks for the file system's statistics, which no kernel remembers, so that an answer is one of ours. Without an answer the
 //! service manager is not told, ends the daemon in the end, and starts the next, which goes on with the mount.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use fusefs::Plane;
 use sd_notify::NotifyState;
 use tokio::process::Command;
 
 /// Looks through the mount and tells, as often as the service manager wants. Without one that wants it, returns at once.
-pub async fn watch(mountpoint: PathBuf) {
+pub async fn watch(plane: Arc<Plane>) {
     let Some(limit) = sd_notify::watchdog_enabled() else { return };
     // Twice in the time, as systemd recommends; half of that for an answer.
     let mut tick = tokio::time::interval(limit / 2);
     loop {
         tick.tick().await;
-        match answers(&mountpoint, limit / 4).await {
+        // One that was drained has no mount to look through.
+        let answered = match plane.is_serving() {
+            true => answers(&plane.mountpoint(), limit / 4).await,
+            false => Ok(()),
+        };
+        match answered {
             Ok(()) => {
                 let _ = sd_notify::notify(&[NotifyState::Watchdog]);
             }

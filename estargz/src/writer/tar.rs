@@ -77,6 +77,11 @@ impl<R: Read> Reader<R> {
         self.position
     }
 
+    /// Bytes of the current entry's content as stored: fewer than its size if it has holes.
+    pub(crate) fn stored(&self) -> u64 {
+        self.content.stored
+    }
+
     /// Moves behind the current entry, without regard to how much of it was read.
     pub(super) fn skip(&mut self) -> Result<(), Error> {
         let Content { stored, padding, .. } = std::mem::take(&mut self.content);

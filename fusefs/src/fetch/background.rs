@@ -68,6 +68,9 @@ pub async fn background(layer: &Arc<Layer>, position: &Position, until: u32, cla
     let shape = Shape { gap: engine.config.shape.gap, max_request: size, ahead: 0 };
     // Before anything is claimed: what is claimed must be under way, or a reader who joins waits for nothing.
     let _memory = reserve(&engine.memory, &engine.config, size).await;
+    if !engine.cache.has_room(1) {
+        return Step::NoSpace;
+    }
     let need = if class == Class::Fill { Need::Headers } else { Need::Chunks };
     let batch = next_batch(layer, position, until, need, size);
     if batch.is_empty() {

@@ -1,6 +1,6 @@
 //! Decoding in the background takes only the time that nobody else wants: the container that starts is on the same cores.
 
-use rustix::process::{Pid, getpriority_process, setpriority_process};
+use rustix::process::{Pid, geteuid, getpriority_process, setpriority_process};
 use rustix::thread::gettid;
 
 /// The nicest there is: a sixtieth of the time beside one thread that works, all of it beside none.
@@ -16,6 +16,10 @@ pub(crate) struct Low {
 pub(crate) fn lower() -> Option<Low> {
     // On Linux a thread has a priority of its own.
     let thread = gettid();
+    // Without the privilege to raise it again, it would stay low for whatever the thread does next.
+    if !geteuid().is_root() {
+        return None;
+    }
     let before = getpriority_process(Some(thread)).ok()?;
     setpriority_process(Some(thread), NICE).ok()?;
     Some(Low { thread, before })
@@ -23,7 +27,6 @@ pub(crate) fn lower() -> Option<Low> {
 
 impl Drop for Low {
     fn drop(&mut self) {
-        // Without the privilege the thread stays as it is: slower, and right.
         let _ = setpriority_process(Some(self.thread), self.before);
     }
 }

@@ -6,10 +6,7 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
-    sync::{
-        atomic::{AtomicBool, Ordering},
-        mpsc::{self, Receiver},
-    },
+    sync::mpsc::{self, Receiver},
     time::Duration,
 };
 
@@ -32,16 +29,14 @@ const READ_AHEAD_KIB: u32 = 1024;
 /// How long the threads of a session take to end after the last use of its file system, and far more.
 const SESSION_END: Duration = Duration::from_millis(500);
 
-/// A mounted, served connection. Dropping it detaches the mount.
+/// A mounted, served connection. Dropping it detaches the mount, unless that is kept.
 #[derive(Debug)]
 pub struct Connection {
     mountpoint: PathBuf,
     notifier: Notifier,
     /// Hears when the session's threads have ended.
-    ended: Option<Mutex<Receiver<()>>>,
+    ended: Mutex<Option<Receiver<()>>>,
     lifetime: Lifetime,
-    /// The next process has it.
-    left: AtomicBool,
 }
 
 /// How long a connection lives.
@@ -117,9 +112,8 @@ impl Connection {
         Ok(Connection {
             mountpoint: mountpoint.to_owned(),
             notifier,
-            ended: Some(Mutex::new(ended)),
+            ended: Mutex::new(Some(ended)),
             lifetime,
-            left: AtomicBool::new(false),
         })
     }
 
@@ -141,24 +135,20 @@ impl Connection {
         self.lifetime
     }
 
-    /// Leaves the mount as it is, for the next process.
-    pub fn leave(&self) {
-        self.left.store(true, Ordering::Release);
-    }
-
     /// Unmounts if nothing uses the mount by its path. `false`: something uses the file system, and goes on with what
     /// the page cache holds when the process ends. An overlay has mounts of its own of the lower directories it took,
     /// so unmounting may succeed and yet end nothing: the session is waited for only as long as its end takes.
-    pub fn close_if_idle(mut self) -> bool {
+    pub fn close_if_idle(&self) -> bool {
         let unmounted = rustix::mount::unmount(&self.mountpoint, UnmountFlags::NOFOLLOW).is_ok();
-        let ended = self.ended.take();
-        unmounted && ended.is_some_and(|ended| ended.into_inner().recv_timeout(SESSION_END).is_ok())
+        let ended = self.ended.lock().take();
+        unmounted && ended.is_some_and(|ended| ended.recv_timeout(SESSION_END).is_ok())
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        if self.ended.take().is_some() && !self.left.load(Ordering::Acquire) {
+        // One that is kept is the next process's, however this one ends.
+        if self.ended.lock().take().is_some() && self.lifetime == Lifetime::Process {
             detach(&self.mountpoint);
         }
     }
@@ -253,7 +243,9 @@ fn users_in(table: &[u8], mountpoint: &Path, snapshots: &Path, own: &[String]) -
         let kind = fields.iter().position(|field| *field == b"-").and_then(|dash| fields.get(dash + 1));
         let uses = match kind {
             Some(&b"overlay") => fields.last()?.split(|&b| b == b',').any(|option| {
-                option.strip_prefix(b"lowerdir=").is_some_and(|lower| {
+                let names = [&b"lowerdir="[..], b"lowerdir+=", b"datadir+="];
+                let lower = names.iter().find_map(|name| option.strip_prefix(*name));
+                lower.is_some_and(|lower| {
                     lower
                         .split(|&b| b == b':')
                         .any(|dir| dir.starts_with(&snapshots) || !dir.starts_with(b"/"))

@@ -49,11 +49,12 @@ impl Moved {
         self.possible.store(true, Ordering::Release);
     }
 
-    /// Opens a moved file of the layer in `dir`.
+    /// Opens a moved file of the layer in `dir`; for writing only while the tree is unfinished: a finished one is in use.
     pub(super) fn open(&self, dir: &Path, index: &Index, node: Node, flags: OFlags) -> io::Result<File> {
         let mut missing = io::Error::from(io::ErrorKind::NotFound);
         let mut path = None;
-        for tree in [PARTIAL, TREE] {
+        let trees: &[&str] = if flags.contains(OFlags::WRONLY) { &[PARTIAL] } else { &[PARTIAL, TREE] };
+        for tree in trees {
             let root = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
             let opened = rustix::fs::openat(CWD, dir.join(tree), root, Mode::empty()).and_then(|root| {
                 let path = path.get_or_insert_with(|| {
