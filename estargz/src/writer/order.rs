@@ -28,16 +28,20 @@ pub(super) struct Order {
     pub(super) missing: Vec<Pattern>,
 }
 
-/// Puts first what `patterns` name, in their order; what a glob names stays in the order of the items.
+/// Puts first what `patterns` name, in their order; what a glob names stays in the order of the items, but for what others
+/// of them need: so that ordering what was ordered changes nothing.
 pub(super) fn order(items: &[Item], patterns: &[Pattern]) -> Order {
     let mut front = Front::new(items);
     let mut missing = Vec::new();
+    let globs = patterns.iter().any(|pattern| pattern.exact().is_none());
+    let sound = if globs { sound(items) } else { Vec::new() };
     for pattern in patterns {
         let before = front.wanted;
         match pattern.exact() {
             Some(path) => front.want(path),
-            None => items
+            None => sound
                 .iter()
+                .map(|&item| &items[item as usize])
                 .filter(|item| pattern.matches(&item.path))
                 .for_each(|item| front.want(&item.path)),
         }
@@ -48,6 +52,13 @@ pub(super) fn order(items: &[Item], patterns: &[Pattern]) -> Order {
     let Front { moved, first, .. } = front;
     let rest = (0..items.len() as u32).filter(|&item| !moved[item as usize]).collect();
     Order { first, rest, missing }
+}
+
+/// All items, each behind what it needs. In most tars that is their order.
+fn sound(items: &[Item]) -> Vec<u32> {
+    let mut all = Front::new(items);
+    items.iter().for_each(|item| all.want(&item.path));
+    all.first
 }
 
 struct Front<'a> {
@@ -238,6 +249,22 @@ mod tests {
             let rest: Vec<_> = names.iter().filter(|name| !once.iter().any(|moved| moved == *name)).collect();
             let again: Vec<&str> = once.iter().map(String::as_str).chain(rest.into_iter().copied()).collect();
             assert_eq!(first(&again, patterns).0, once);
+        }
+    }
+
+    #[test]
+    fn ordering_what_was_ordered_changes_nothing() {
+        // The target of a link of another directory comes last, and is wanted itself.
+        let mut names = vec!["n6", "n9", "n6/b -> n12", "n9/n13 -> n6/b", "n12", "c -> d", "d -> c"];
+        let expected = ["n12", "n9", "n6", "n6/b -> n12", "n9/n13 -> n6/b"];
+        for _ in 0..3 {
+            let (order, _) = first(&names, &["**/n1*"]);
+            assert_eq!(order, expected);
+            let rest: Vec<&str> =
+                names.iter().copied().filter(|name| !order.iter().any(|o| o == name)).collect();
+            let order: Vec<&str> =
+                order.iter().map(|o| *names.iter().find(|name| *name == o).unwrap()).collect();
+            names = [order, rest].concat();
         }
     }
 }
