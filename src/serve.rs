@@ -95,16 +95,14 @@ async fn serve(config: &Config, root: &Path) -> anyhow::Result<Mount> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let (stop, stopped) = tokio::sync::watch::channel(false);
-    let mut wait = stopped.clone();
-    let shutdown = async move {
-        let _ = wait.wait_for(|stop| *stop).await;
+    let shutdown = || {
+        let mut stopped = stopped.clone();
+        async move {
+            let _ = stopped.wait_for(|stop| *stop).await;
+        }
     };
-    let mut server = tokio::spawn(snapshotter::service::serve(listener, snapshotter.clone(), shutdown));
-    let mut wait = stopped.clone();
-    let control_shutdown = async move {
-        let _ = wait.wait_for(|stop| *stop).await;
-    };
-    tokio::spawn(control::serve(control_listener, plane.clone(), control_shutdown));
+    let mut server = tokio::spawn(snapshotter::service::serve(listener, snapshotter.clone(), shutdown()));
+    tokio::spawn(control::serve(control_listener, plane.clone(), shutdown()));
     tracing::info!(address = %config.address.display(), root = %root.display(), "serving");
     // Without systemd there is nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
