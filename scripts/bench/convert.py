@@ -4,7 +4,6 @@ An image of Debian with Python out of a containerd's content store and into it, 
 layout into another, for the memory it takes. The peer runs once, for it takes long.
 """
 
-import hashlib
 import io
 import json
 import os
@@ -16,6 +15,9 @@ import zlib
 
 import storage
 from system import Failed, say
+
+sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../tests/images"))
+import layout  # noqa: E402
 
 # Runs a command and prints its figures: wall and CPU seconds of it and its children, and the peak of memory. A process of
 # its own, because only the usage of all ended children together can be asked for.
@@ -100,47 +102,28 @@ class Content(io.RawIOBase):
         return self.text[at:at + size]
 
 
-class Hashing:
-    """A file that knows the digest and the size of what was written to it."""
-
-    def __init__(self, file):
-        self.file, self.hash, self.size = file, hashlib.sha256(), 0
-
-    def write(self, data):
-        self.hash.update(data)
-        self.size += len(data)
-        return self.file.write(data)
-
-
 def big_image(root, text, size=4 << 30):
     """One file of 4 GiB, a plain tar, half of it from real programs and half noise, in an OCI layout."""
     blobs = os.path.join(root, "blobs", "sha256")
     os.makedirs(blobs)
 
-    def put(value):
-        data = json.dumps(value).encode()
-        digest = hashlib.sha256(data).hexdigest()
-        with open(os.path.join(blobs, digest), "wb") as file:
-            file.write(data)
-        return {"digest": "sha256:" + digest, "size": len(data)}
-
     path = os.path.join(blobs, "layer")
     with open(path, "wb") as file:
-        layer = Hashing(file)
+        layer = layout.Sink(file)
         with tarfile.open(fileobj=layer, mode="w|", format=tarfile.PAX_FORMAT) as tar:
             entry = tarfile.TarInfo("model.bin")
             entry.size = size
             tar.addfile(entry, Content(text, entry.size))
-    digest = layer.hash.hexdigest()
-    os.rename(path, os.path.join(blobs, digest))
+    os.rename(path, os.path.join(blobs, layer.hash.hexdigest()))
     kind = "application/vnd.oci.image."
-    config = put({"architecture": "amd64", "os": "linux", "config": {},
-                  "rootfs": {"type": "layers", "diff_ids": ["sha256:" + digest]}})
-    manifest = put({"schemaVersion": 2, "mediaType": kind + "manifest.v1+json",
-                    "config": {"mediaType": kind + "config.v1+json", **config},
-                    "layers": [{"mediaType": kind + "layer.v1.tar", "digest": "sha256:" + digest, "size": layer.size}]})
+    config = layout.put_json(blobs, kind + "config.v1+json", {
+        "architecture": "amd64", "os": "linux", "config": {},
+        "rootfs": {"type": "layers", "diff_ids": [layer.digest]}})
+    manifest = layout.put_json(blobs, kind + "manifest.v1+json", {
+        "schemaVersion": 2, "mediaType": kind + "manifest.v1+json", "config": config,
+        "layers": [{"mediaType": kind + "layer.v1.tar", "digest": layer.digest, "size": layer.size}]})
     with open(os.path.join(root, "index.json"), "w", encoding="utf-8") as file:
-        json.dump({"schemaVersion": 2, "manifests": [{"mediaType": kind + "manifest.v1+json", **manifest, "annotations": {
+        json.dump({"schemaVersion": 2, "manifests": [{**manifest, "annotations": {
             "org.opencontainers.image.ref.name": "big"}}]}, file)
     with open(os.path.join(root, "oci-layout"), "w", encoding="utf-8") as file:
         file.write('{"imageLayoutVersion":"1.0.0"}')
