@@ -78,7 +78,7 @@ def commit(root):
 
 
 def check_tools():
-    needed = ("containerd", "ctr", "runc", "docker-registry", "nsenter", "unshare", "setpriv", "ip", "tc")
+    needed = ("containerd", "ctr", "runc", "docker-registry", "nsenter", "unshare", "setpriv", "ip", "tc", "losetup", "mkfs.ext4")
     missing = [tool for tool in needed if not shutil.which(tool)]
     if missing:
         raise Failed(f"missing: {', '.join(missing)}; run scripts/setup.sh test, and install iproute2 and util-linux")

@@ -1,6 +1,6 @@
 """The real components, privately: docker-registry on one side of a link; containerd and snapshotters on the other.
 
-A `Node` is what one measurement runs on. Every measurement gets a new one, with empty directories, so that nothing an
+A `Node` is what one measurement runs on. Every measurement gets a new one, on a new file system, so that nothing an
 earlier one left (content, snapshots that wait for garbage collection) is in it. Nothing of the machine's own containerd
 is used; what runc and the shims leave outside the directory is kept apart by the namespace's name and removed.
 """
@@ -127,6 +127,7 @@ class Node:
         # What the tests' host has under /run/containerd stays; a directory we caused goes.
         self.run_is_ours = not os.path.exists("/run/containerd")
         os.makedirs(self.root)
+        self.disk = system.FreshDisk(self.root)
         try:
             self.start_containerd(snapshotters)
             for name in snapshotters:
@@ -285,7 +286,7 @@ class Node:
             for directory, _, _ in os.walk("/run/containerd", topdown=False):
                 with contextlib.suppress(OSError):
                     os.rmdir(directory)
-        run(["rm", "-rf", "--one-file-system", self.root], 300, check=False)
+        self.disk.close()
 
     def forget(self, namespace):
         """Removes what a peer, which outlives this node, has been given. What it keeps in a cache of its own is out of
@@ -375,4 +376,5 @@ class Bench:
         self.processes.close()
         for mount in reversed(system.mounts_below(self.directory)):
             run(["umount", "--lazy", mount], 20, check=False)
+        system.detach_below(self.directory)
         run(["rm", "-rf", "--one-file-system", self.directory], 300, check=False)
