@@ -34,7 +34,7 @@ use tokio::{
 
 use crate::{
     cache::{Cache, CacheConfig},
-    index::{Index, Node},
+    index::Index,
     layer::{Audits, Layer},
 };
 
@@ -50,7 +50,8 @@ use pace::Pace;
 pub use plan::Shape;
 use plan::{Members, Request};
 pub use scheduler::Class;
-use scheduler::Scheduler;
+pub(crate) use scheduler::Sign;
+use scheduler::{Admission, AtStart, Beside, Scheduler};
 
 /// Bytes that fail verification are asked for this often in all, from other hosts where there are any. More would
 /// only make a reader wait longer for the same wrong bytes.
@@ -227,6 +228,11 @@ impl Engine {
         &self.counters
     }
 
+    /// A container reads, or is about to: what is fetched in the background keeps out of its way.
+    pub(crate) fn note(&self, sign: Sign) {
+        self.scheduler.note(sign);
+    }
+
     /// Its limits on formats.
     pub fn limits(&self) -> &estargz::Limits {
         &self.limits
@@ -339,8 +345,23 @@ impl Members for View<'_> {
 
     fn is_free(&self, member: u32) -> bool {
         !self.flights.contains_key(&member)
-            && (!missing(self.layer, member).is_empty()
+            && (self.layer.index().member_chunks(member).any(|c| !self.layer.store().has(c))
                 || self.need == Need::Headers && self.layer.wants_headers(member))
+    }
+}
+
+impl View<'_> {
+    /// How many bytes of the blob free members take; no more is counted than is enough to exceed `enough`.
+    fn free_bytes(&self, members: Range<u32>, enough: u64) -> u64 {
+        let free =
+            members.filter(|&m| self.is_free(m)).map(|m| self.bytes(m)).map(|bytes| bytes.end - bytes.start);
+        let mut total = 0;
+        free.take_while(|bytes| {
+            total += bytes;
+            total <= enough
+        })
+        .for_each(drop);
+        total
     }
 }
 
@@ -410,38 +431,64 @@ fn claim(layer: &Arc<Layer>, members: &[u32], need: Need, shape: Shape) -> Claim
     Claim { requests, others }
 }
 
-/// Brings members in for a reader of `bytes` of a file. On success every chunk of theirs is in the map returned, or was in the
+/// What is to be asked for when a reader misses members (ascending): these with what lies behind them as far as a request's
+/// delay is worth, and if it reads on, more in a request beside, so that it does not wait for that.
+fn claim_for_reader(layer: &Arc<Layer>, members: &[u32]) -> Claim {
+    let (Some(&first), Some(&last)) = (members.first(), members.last()) else {
+        return Claim { requests: Vec::new(), others: Vec::new() };
+    };
+    let mut shape = layer.engine().config.shape;
+    shape.ahead = layer.engine().pace.ahead(shape.ahead);
+    let ahead = {
+        let flights = layer.flights().table.lock();
+        let view = View { layer, flights: &flights, need: Need::Chunks };
+        let missing = |members: Range<u32>| view.free_bytes(members, shape.gap);
+        let mut streams = layer.flights().streams.lock();
+        streams.ahead(first..last + 1, shape.ahead, shape.max_request, shape.gap, missing)
+    };
+    let reads_on = ahead > shape.ahead;
+    layer.position().missed(last + 1, reads_on);
+    let mut claimed = claim(layer, members, Need::Chunks, shape);
+    if reads_on {
+        let batch = {
+            let flights = layer.flights().table.lock();
+            let view = View { layer, flights: &flights, need: Need::Chunks };
+            plan::batch(last + 1..view.count(), &view, ahead)
+        };
+        let near = layer.index().member_range(last).end.saturating_add(ahead);
+        let batch: Vec<u32> =
+            batch.into_iter().take_while(|&m| layer.index().member_range(m).start < near).collect();
+        let beside = claim(layer, &batch, Need::Chunks, Shape { ahead: 0, ..shape });
+        claimed.requests.extend(beside.requests);
+    }
+    claimed
+}
+
+/// Brings members in for a reader. On success every chunk of theirs is in the map returned, or was in the
 /// store.
 pub async fn on_demand(
     layer: &Arc<Layer>,
-    node: Node,
-    bytes: &Range<u64>,
     members: &[u32],
     deadline: Instant,
 ) -> Result<Chunks, Arc<FetchError>> {
     recheck(layer, members).await;
-    if let Some(&last) = members.last() {
-        layer.position().missed(last + 1);
-    }
-    let mut shape = layer.engine().config.shape;
-    let first = layer.engine().pace.ahead(shape.ahead);
-    shape.ahead =
-        layer.flights().streams.lock().ahead(node, bytes.start, bytes.end, first, shape.max_request);
-    let Claim { requests, others } = claim(layer, members, Need::Chunks, shape);
+    let Claim { requests, others } = claim_for_reader(layer, members);
     let mut waits = others;
     for (request, flights) in requests {
-        waits.extend(flights.iter().map(|f| f.outcome.subscribe()));
+        // What comes along ahead is nobody's to wait for.
+        let awaited = flights.iter().filter(|f| members.binary_search(&f.member).is_ok());
+        waits.extend(awaited.map(|f| f.outcome.subscribe()));
         let layer = layer.clone();
         // A task of its own: the download serves others too, and goes on when this reader is killed.
         tokio::spawn(async move {
             let engine = layer.engine().clone();
-            let _admission = engine.scheduler.admit_reader();
+            let mut admission = Some(engine.scheduler.admit_reader());
             let mine = layer.flights();
             let _request = mine.requests.acquire().await.expect("the semaphore is never closed");
             let _memory =
                 reserve(&mine.memory, &engine.config, request.bytes.end - request.bytes.start).await;
             engine.counters.on_demand_requests.fetch_add(1, Ordering::Relaxed);
-            run(&layer, request.bytes, flights, Class::OnDemand, deadline).await;
+            run(&layer, request.bytes, flights, Class::OnDemand, deadline, &mut admission).await;
         });
     }
     let mut brought = Chunks::new();
@@ -492,19 +539,23 @@ async fn recheck(layer: &Arc<Layer>, members: &[u32]) {
     }
 }
 
-/// Fetches a range, decodes and stores the members in it, and ends their flights.
+/// Fetches a range, decodes and stores the members in it, and ends their flights. What is decoded takes no place on the link:
+/// the admission ends before.
 async fn run(
     layer: &Arc<Layer>,
     bytes: Range<u64>,
     mut flights: Vec<Flight>,
     class: Class,
     deadline: Instant,
+    admission: &mut Option<Admission<'_>>,
 ) {
     let mut avoid = None;
     let mut range = bytes;
     for attempt in 1..=VERIFY_ATTEMPTS {
-        let options = ReadOptions { deadline, avoid: avoid.clone() };
-        let begun = Instant::now();
+        let engine = layer.engine();
+        let options =
+            ReadOptions { deadline, avoid: avoid.clone(), arrived: Some(engine.pace.arrived().clone()) };
+        let begun = engine.pace.begin();
         let (served, source_name) = match layer.sources().read(range.clone(), &options).await {
             Ok(served) => served,
             Err((error, source_name)) => {
@@ -513,13 +564,14 @@ async fn run(
                 return fail(layer, flights, error);
             }
         };
-        layer.engine().counters.compressed_bytes.fetch_add(served.bytes.len() as u64, Ordering::Relaxed);
-        layer.engine().pace.note(served.bytes.len() as u64, begun.elapsed());
+        engine.counters.compressed_bytes.fetch_add(served.bytes.len() as u64, Ordering::Relaxed);
+        engine.pace.note(begun, served.bytes.len() as u64);
+        admission.take();
         let host = served.host;
         let Some((failed, error)) = decode(layer, served.bytes, range.start, flights, class).await else {
             return;
         };
-        layer.engine().counters.verify_failures.fetch_add(failed.len() as u64, Ordering::Relaxed);
+        engine.counters.verify_failures.fetch_add(failed.len() as u64, Ordering::Relaxed);
         // Only what failed is asked for again, if possible of another host.
         let (first, rest) = failed.split_first().expect("an error has its flight");
         range = rest

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use crate::{
     audit::{self, Marks, Mismatch},
     blob::Sources,
-    fetch::{Engine, FetchError, Flights, Position},
+    fetch::{Engine, FetchError, Flights, Position, Sign},
     graduate::{GraduateError, Graduated},
     index::Index,
     store::Store,
@@ -155,6 +155,7 @@ impl Layer {
 
     /// A reader is here.
     pub(crate) fn note_use(&self) {
+        self.engine.note(Sign::Reads);
         let now = seconds();
         // Mostly it says so already, and a line of the cache stays shared.
         if self.used() != now {

@@ -29,6 +29,7 @@ use tokio::{
 
 use crate::{
     cache::CacheConfig,
+    fetch::Sign,
     fetch::{Engine, FetchConfig, FetchCounters},
     fs::OpaqueXattr,
     fuse::{self, Adapter, Connection, FuseCounters, Keeper, Lifetime},
@@ -346,6 +347,8 @@ impl Plane {
         let attached = self.show(slot, &layer, request).await?;
         drop(locked);
         self.root_changed();
+        // Whoever pulls an image mostly runs it next.
+        layer.engine().note(Sign::Pulled);
         self.start_background(&layer, request);
         Ok(attached)
     }
@@ -660,6 +663,9 @@ impl Plane {
             Some(end) => end,
             None => request.prefetch_bytes.unwrap_or(self.config.prefetch_bytes),
         };
+        if prefetch > 0 {
+            layer.position().set_profiled();
+        }
         let fill = request.fill.unwrap_or(self.config.fill);
         tokio::spawn(behind::work_behind(Arc::downgrade(self), Arc::downgrade(layer), prefetch, fill));
     }

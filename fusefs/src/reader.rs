@@ -86,7 +86,7 @@ pub async fn read(
             .collect();
         members.sort_unstable();
         members.dedup();
-        match fetch::on_demand(layer, node, &bytes, &members, deadline).await {
+        match fetch::on_demand(layer, &members, deadline).await {
             Ok(brought) => held.extend(brought),
             Err(error) if attempt >= ATTEMPTS || Instant::now() >= deadline || error.is_verdict() => {
                 return Err(error.into());

@@ -226,7 +226,7 @@ impl Resolver {
         avoid: Option<HostTag>,
     ) -> Result<Arc<Layer>, (AttachError, Option<HostTag>)> {
         let plain = |error: registry::Error| (AttachError::from(error), None);
-        let options = ReadOptions { deadline, avoid };
+        let options = ReadOptions { avoid, ..ReadOptions::until(deadline) };
         let blob = self.registry.blob(&spec.reference, &spec.blob_digest, spec.blob_size).map_err(plain)?;
         if blob.size().is_none() {
             blob.read(0..1, &options).await.map_err(plain)?;

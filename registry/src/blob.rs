@@ -9,6 +9,7 @@ use bytes::Bytes;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use tokio::time::Instant;
 
 /// Longest range of one read, in bytes: a read is collected in memory.
@@ -28,6 +29,15 @@ pub struct ReadOptions {
     pub deadline: Instant,
     /// A host whose bytes failed verification: asked after all others.
     pub avoid: Option<HostTag>,
+    /// Grows by the bytes that arrive, as they arrive.
+    pub arrived: Option<Arc<AtomicU64>>,
+}
+
+impl ReadOptions {
+    /// With a deadline and nothing else.
+    pub fn until(deadline: Instant) -> ReadOptions {
+        ReadOptions { deadline, avoid: None, arrived: None }
+    }
 }
 
 /// The bytes of a read.
@@ -74,7 +84,7 @@ impl Blob {
         if length == 0 {
             return Ok(Served { bytes: Bytes::new(), host: self.source.first_host() });
         }
-        let want = Want::Range(range);
+        let want = Want::Range { range, arrived: options.arrived.as_deref() };
         let delivery =
             self.exchange.fetch(&self.source, &want, options.deadline, options.avoid.as_ref()).await?;
         Ok(Served { bytes: delivery.bytes, host: delivery.host })

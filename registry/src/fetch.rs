@@ -18,12 +18,13 @@ use bytes::{Bytes, BytesMut};
 use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, RANGE};
 use reqwest::{Method, Response, StatusCode};
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::time::Instant;
 
 /// How much of the object is wanted.
 pub(crate) enum Want<'a> {
-    /// These bytes.
-    Range(Range<u64>),
+    /// These bytes, counted as they arrive.
+    Range { range: Range<u64>, arrived: Option<&'a AtomicU64> },
     /// All of it, in one of the media types of `accept`, with this digest.
     Whole { limit: u64, accept: Option<&'static str>, digest: Option<&'a Digest> },
 }
@@ -31,7 +32,7 @@ pub(crate) enum Want<'a> {
 impl Want<'_> {
     fn part(&self) -> Option<&Range<u64>> {
         match self {
-            Want::Range(range) => Some(range),
+            Want::Range { range, .. } => Some(range),
             Want::Whole { .. } => None,
         }
     }
@@ -79,7 +80,7 @@ impl Exchange {
         partial: &mut Partial,
     ) -> Result<Delivery, Cause> {
         let host = visit.endpoint().tag.clone();
-        let range = match want {
+        let (range, arrived) = match want {
             Want::Whole { limit, accept, digest } => {
                 let (bytes, media_type) = self.whole(visit, *limit, *accept).await?;
                 if let Some(digest) = digest {
@@ -87,14 +88,14 @@ impl Exchange {
                 }
                 return Ok(Delivery { bytes, host, media_type });
             }
-            Want::Range(range) => range,
+            Want::Range { range, arrived } => (range, *arrived),
         };
         if partial.owner != visit.index {
             *partial = Partial { owner: visit.index, bytes: BytesMut::new() };
         }
         for resumed in 0.. {
             let before = partial.bytes.len();
-            match self.range(visit, range, &mut partial.bytes).await {
+            match self.range(visit, range, arrived, &mut partial.bytes).await {
                 Ok(()) => break,
                 // Only a host that makes progress is asked again at once.
                 Err(cause) if cause.is_final() || partial.bytes.len() == before => return Err(cause),
@@ -112,7 +113,13 @@ impl Exchange {
     }
 
     /// One ranged request for what `have` still lacks of `range`.
-    async fn range(&self, visit: Visit<'_>, range: &Range<u64>, have: &mut BytesMut) -> Result<(), Cause> {
+    async fn range(
+        &self,
+        visit: Visit<'_>,
+        range: &Range<u64>,
+        arrived: Option<&AtomicU64>,
+        have: &mut BytesMut,
+    ) -> Result<(), Cause> {
         let rest = range.start + have.len() as u64..range.end;
         let ask = Ask::new(Method::GET).header(RANGE, format!("bytes={}-{}", rest.start, rest.end - 1));
         let mut response = self.open(visit, &ask).await?;
@@ -131,6 +138,7 @@ impl Exchange {
         while have.len() < target {
             let piece = self.piece(visit, &mut response).await?;
             let Some(piece) = piece else { break };
+            arrived.inspect(|arrived| _ = arrived.fetch_add(piece.len() as u64, Ordering::Relaxed));
             let skipped = skip.min(piece.len() as u64) as usize;
             skip -= skipped as u64;
             let piece = &piece[skipped..];

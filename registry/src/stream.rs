@@ -75,7 +75,7 @@ impl BlobStream {
             let (blob, range) = (self.blob.clone(), self.next..end);
             let deadline = Instant::now() + self.options.range_timeout.min(LONGEST);
             self.reads.push_back(Read(tokio::spawn(async move {
-                blob.read(range, &ReadOptions { deadline, avoid: None }).await
+                blob.read(range, &ReadOptions::until(deadline)).await
             })));
             self.next = end;
         }

@@ -131,7 +131,10 @@ impl ContentStore<'_> {
         let ranges = ranges(start, layer.size);
         let mut parts = stream::iter(ranges)
             .map(|range| {
-                let options = ReadOptions { deadline: Instant::now() + self.deadline, avoid: avoid.clone() };
+                let options = ReadOptions {
+                    avoid: avoid.clone(),
+                    ..ReadOptions::until(Instant::now() + self.deadline)
+                };
                 async move { Ok::<_, registry::Error>((range.start, blob.read(range, &options).await?)) }
             })
             .buffered(RANGES_IN_FLIGHT);

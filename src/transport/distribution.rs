@@ -51,7 +51,7 @@ impl RegistrySource {
 #[async_trait]
 impl Blobs for RegistrySource {
     async fn range(&self, descriptor: &Descriptor, range: Range<u64>) -> anyhow::Result<Bytes> {
-        let options = ReadOptions { deadline: Instant::now() + self.deadline, avoid: None };
+        let options = ReadOptions::until(Instant::now() + self.deadline);
         Ok(self.blob(descriptor)?.read(range, &options).await?.bytes)
     }
 

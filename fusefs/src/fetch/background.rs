@@ -6,13 +6,16 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{Claim, Class, FetchError, Need, Shape, View, claim, fetch_range, plan, recheck, reserve, run};
+use super::{
+    AtStart, Beside, Claim, Class, FetchError, Need, Shape, View, claim, fetch_range, plan, recheck, reserve,
+    run,
+};
 use crate::layer::Layer;
 
 /// How far the background follows one miss before it goes back to the order of the blob, in bytes: a few seconds of a
@@ -28,12 +31,17 @@ pub struct Position {
     missed: AtomicU64,
     /// Where following it goes on, and up to which byte of the blob.
     following: Mutex<Option<(u32, u64)>>,
+    /// Whether the builder said what a start needs.
+    profiled: AtomicBool,
+    /// Whether the last miss was one of a reader that reads on.
+    reads_on: AtomicBool,
 }
 
 impl Position {
-    /// A reader has missed a member.
-    pub(crate) fn missed(&self, member: u32) {
-        self.missed.store(u64::from(member) + 1, Ordering::Relaxed);
+    /// A reader has missed something, and the member behind it comes next; all the more if it is reading on.
+    pub(super) fn missed(&self, behind: u32, reads_on: bool) {
+        self.missed.store(u64::from(behind) + 1, Ordering::Relaxed);
+        self.reads_on.store(reads_on, Ordering::Relaxed);
     }
 
     /// Goes back to the beginning, for what failed.
@@ -41,9 +49,19 @@ impl Position {
         *self.next.lock() = 0;
     }
 
-    /// Whether a container is reading what is not here.
-    fn is_followed(&self) -> bool {
-        self.missed.load(Ordering::Relaxed) != 0 || self.following.lock().is_some()
+    /// The builder said what a start needs.
+    pub fn set_profiled(&self) {
+        self.profiled.store(true, Ordering::Relaxed);
+    }
+
+    fn at_start(&self) -> AtStart {
+        if self.profiled.load(Ordering::Relaxed) { AtStart::Wait } else { AtStart::TakeLittle }
+    }
+
+    /// Whether a container will most likely need what comes next here.
+    fn is_awaited(&self) -> bool {
+        self.reads_on.load(Ordering::Relaxed)
+            && (self.missed.load(Ordering::Relaxed) != 0 || self.following.lock().is_some())
     }
 }
 
@@ -61,10 +79,17 @@ pub enum Step {
 /// Fetches one request's worth of missing members below `until`, as soon as its class may.
 pub async fn background(layer: &Arc<Layer>, position: &Position, until: u32, class: Class) -> Step {
     let engine = layer.engine().clone();
-    // A layer that a container waits for goes before those that are only filled.
-    let urgency = if position.is_followed() { Class::Prefetch } else { class };
-    let _admission = engine.scheduler.admit_background(urgency, &layer.sources().host()).await;
-    let size = engine.config.background_request;
+    let urgency = if position.is_awaited() { Class::Prefetch } else { class };
+    let most = || engine.pace.at_once(engine.config.background_request);
+    let admission =
+        engine.scheduler.admit_background(urgency, position.at_start(), &layer.sources().host(), most).await;
+    let size = match (urgency, admission.beside()) {
+        // No more than comes in a round trip: a reader who comes now waits no longer than that.
+        (Class::Fill, Beside::Start) => {
+            engine.pace.ahead(engine.config.shape.ahead).clamp(1, engine.config.background_request)
+        }
+        _ => engine.config.background_request,
+    };
     let shape = Shape { gap: engine.config.shape.gap, max_request: size, ahead: 0 };
     // Before anything is claimed: what is claimed must be under way, or a reader who joins waits for nothing.
     let _memory = reserve(&engine.memory, &engine.config, size).await;
@@ -86,13 +111,14 @@ pub async fn background(layer: &Arc<Layer>, position: &Position, until: u32, cla
         plan::requests(&batch, &View { layer, flights: &flights, need }, shape)
     };
     let mut error = None;
+    let mut admission = Some(admission);
     // Each is claimed when it begins, or a reader would wait for downloads that have not.
     for request in requests {
         let Claim { requests, .. } = claim(layer, &request.members, need, shape);
         for (request, flights) in requests {
             engine.counters.background_requests.fetch_add(1, Ordering::Relaxed);
             let waits: Vec<_> = flights.iter().map(|f| f.outcome.subscribe()).collect();
-            run(layer, request.bytes, flights, class, deadline).await;
+            run(layer, request.bytes, flights, class, deadline, &mut admission).await;
             for wait in waits {
                 match wait.borrow().as_ref() {
                     Some(Ok(brought)) if brought.unstored => return Step::NoSpace,

@@ -1,18 +1,27 @@
 //! How fast bytes come, and how fast they may.
+//!
+//! The link is measured as congestion control by model does it: its rate is the highest that was seen lately over any
+//! request's life, with the bytes of all requests that were under way meanwhile; its delay is the least that a request
+//! lately took beyond what its bytes take at that rate.
 
-use std::{num::NonZero, time::Duration};
+use std::{
+    num::NonZero,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until};
 
-/// Requests of up to as many bytes count as short, and those of at least `LONG` as long ones: what lies between tells the delay
-/// from the rate no better.
-const SHORT: u64 = 768 << 10;
-const LONG: u64 = 1 << 20;
 /// What a reader may be made to wait, on any link, for bytes that it has not asked for.
 const PATIENCE: Duration = Duration::from_millis(5);
 /// The furthest a first request reaches ahead on any link, in bytes.
 const MOST_AHEAD: u64 = 1 << 20;
+/// Requests that are remembered: a link that has become slower is seen after as many.
+const LATELY: usize = 32;
 
 /// How long what comes takes, measured, and the rate of what is fetched in the background, limited.
 #[derive(Debug)]
@@ -20,52 +29,56 @@ pub(super) struct Pace {
     limit: Option<NonZero<u64>>,
     /// When the next background request may begin.
     next: Mutex<Instant>,
+    /// Compressed bytes of all requests, counted as they come.
+    arrived: Arc<AtomicU64>,
     measured: Mutex<Measured>,
 }
 
-/// Moving averages of requests; `None` until there was one.
-#[derive(Debug, Default, Clone, Copy)]
+/// The last requests, in a ring.
+#[derive(Debug)]
 struct Measured {
-    short: Option<Average>,
-    long: Option<Average>,
+    samples: [Option<Sample>; LATELY],
+    next: usize,
 }
 
+/// One request.
 #[derive(Debug, Clone, Copy)]
-struct Average {
-    bytes: f64,
+struct Sample {
+    bytes: u64,
+    /// What arrived in its time, its own bytes among it.
+    arrived: u64,
     seconds: f64,
 }
 
-impl Average {
-    fn note(before: Option<Average>, bytes: u64, took: Duration) -> Option<Average> {
-        let sample = Average { bytes: bytes as f64, seconds: took.as_secs_f64().max(1e-6) };
-        let mix = |old: f64, new: f64| old * 0.75 + new * 0.25;
-        Some(before.map_or(sample, |old| Average {
-            bytes: mix(old.bytes, sample.bytes),
-            seconds: mix(old.seconds, sample.seconds),
-        }))
-    }
+/// A request that has begun.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Begun {
+    at: Instant,
+    arrived: u64,
+}
+
+/// What is known of the link.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Link {
+    /// Bytes a second.
+    rate: f64,
+    /// Seconds from asking to the first byte.
+    delay: f64,
 }
 
 impl Measured {
-    /// Bytes that come in the time a request takes before its first byte, and in no less than [`PATIENCE`]: asking for so
-    /// many more makes it twice as long at most.
-    fn ahead(&self) -> Option<f64> {
-        let long = self.long?;
-        let (rate, delay) = match self.short {
-            Some(short) if long.seconds > short.seconds && long.bytes > short.bytes => {
-                let rate = (long.bytes - short.bytes) / (long.seconds - short.seconds);
-                (rate, (short.seconds - short.bytes / rate).max(0.0))
-            }
-            _ => (long.bytes / long.seconds, 0.0),
-        };
-        Some(rate * delay.max(PATIENCE.as_secs_f64()))
+    fn link(&self) -> Option<Link> {
+        let samples = || self.samples.iter().flatten();
+        let rate = samples().map(|s| s.arrived as f64 / s.seconds).reduce(f64::max)?;
+        let delay = samples().map(|s| (s.seconds - s.bytes as f64 / rate).max(0.0)).reduce(f64::min)?;
+        (rate > 0.0).then_some(Link { rate, delay })
     }
 }
 
 impl Pace {
     pub(super) fn new(limit: Option<NonZero<u64>>) -> Pace {
-        Pace { limit, next: Mutex::new(Instant::now()), measured: Mutex::default() }
+        let measured = Mutex::new(Measured { samples: [None; LATELY], next: 0 });
+        Pace { limit, next: Mutex::new(Instant::now()), arrived: Arc::default(), measured }
     }
 
     /// Waits until `bytes` more may be fetched in the background.
@@ -80,24 +93,44 @@ impl Pace {
         sleep_until(begin).await;
     }
 
-    /// A request has brought `bytes`.
-    pub(super) fn note(&self, bytes: u64, took: Duration) {
-        let mut measured = self.measured.lock();
-        match bytes {
-            0..=SHORT => measured.short = Average::note(measured.short, bytes, took),
-            LONG.. => measured.long = Average::note(measured.long, bytes, took),
-            _ => {}
-        }
+    /// The counter that a request's bytes are to be added to as they come.
+    pub(super) fn arrived(&self) -> &Arc<AtomicU64> {
+        &self.arrived
     }
 
-    /// How far to reach beyond a reader's miss: `least` bytes at least.
+    /// A request begins.
+    pub(super) fn begin(&self) -> Begun {
+        Begun { at: Instant::now(), arrived: self.arrived.load(Ordering::Relaxed) }
+    }
+
+    /// It has brought its `bytes`.
+    pub(super) fn note(&self, begun: Begun, bytes: u64) {
+        let arrived = self.arrived.load(Ordering::Relaxed).saturating_sub(begun.arrived);
+        let seconds = begun.at.elapsed().as_secs_f64().max(1e-6);
+        let mut measured = self.measured.lock();
+        let next = measured.next;
+        measured.samples[next] = Some(Sample { bytes, arrived, seconds });
+        measured.next = (next + 1) % LATELY;
+    }
+
+    /// How far to reach beyond a reader's miss: `least` bytes at least, and as many as come in the time a request takes
+    /// before its first byte, and in no less than [`PATIENCE`]. Asking for so many more makes it twice as long at most.
     pub(super) fn ahead(&self, least: u64) -> u64 {
         // Who wants nothing ahead gets nothing.
         if least == 0 {
             return 0;
         }
-        let measured = *self.measured.lock();
-        measured.ahead().map_or(least, |bytes| (bytes as u64).clamp(least, MOST_AHEAD.max(least)))
+        let link = self.measured.lock().link();
+        let bytes = link.map_or(0.0, |link| link.rate * link.delay.max(PATIENCE.as_secs_f64()));
+        (bytes as u64).clamp(least, MOST_AHEAD.max(least))
+    }
+
+    /// How many requests of `bytes` keep the link busy: what it holds twice over, as far as is known, so that more shows
+    /// where there is more; and one that comes while another is being asked for.
+    pub(super) fn at_once(&self, bytes: u64) -> usize {
+        let link = self.measured.lock().link();
+        let holds = link.map_or(0.0, |link| link.rate * link.delay);
+        1 + (2.0 * holds / bytes.max(1) as f64).ceil().max(1.0) as usize
     }
 }
 
@@ -117,26 +150,49 @@ mod tests {
         assert_eq!(begun.elapsed(), Duration::from_secs(2));
     }
 
-    #[tokio::test]
-    async fn a_request_reaches_as_far_ahead_as_its_delay_is_worth() {
-        let ms = Duration::from_millis;
-        let ahead = |short: Duration, long: Duration| {
-            let pace = Pace::new(None);
-            assert_eq!(pace.ahead(1000), 1000, "nothing is known yet");
-            for _ in 0..40 {
-                pace.note(250_000, short);
-                pace.note(2_250_000, long);
-            }
-            pace.ahead(1000)
-        };
-        // 25 MB/s and 20 ms; 1 GB/s and 8 ms; 100 MB/s at once.
-        assert!(ahead(ms(30), ms(110)).abs_diff(500_000) < 100);
-        assert_eq!(ahead(Duration::from_micros(8250), Duration::from_micros(10_250)), MOST_AHEAD);
-        assert!(ahead(Duration::from_micros(2500), Duration::from_micros(22_500)).abs_diff(500_000) < 100);
-        // Contradictions come to no more than the rate of long requests.
-        assert!(ahead(ms(100), ms(50)) <= 225_001);
+    const MIB: u64 = 1 << 20;
+
+    /// A link that has carried requests of 2 MiB, `lanes` at a time, and a small one alone.
+    async fn measured(rate: f64, delay: Duration, lanes: u64) -> Pace {
         let pace = Pace::new(None);
-        pace.note(2 << 20, ms(1));
-        assert_eq!((pace.ahead(1000), pace.ahead(0)), (MOST_AHEAD, 0));
+        for bytes in [2 * MIB, 64 << 10] {
+            let lanes = if bytes > MIB { lanes } else { 1 };
+            let begun: Vec<Begun> = (0..lanes).map(|_| pace.begin()).collect();
+            tokio::time::advance(delay + Duration::from_secs_f64((bytes * lanes) as f64 / rate)).await;
+            pace.arrived().fetch_add(bytes * lanes, Ordering::Relaxed);
+            begun.into_iter().for_each(|begun| pace.note(begun, bytes));
+        }
+        pace
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_reach_ahead_and_run_beside_each_other_as_the_link_has_room() {
+        let ms = Duration::from_millis;
+        let unknown = Pace::new(None);
+        assert_eq!((unknown.ahead(1000), unknown.ahead(0), unknown.at_once(2 * MIB)), (1000, 0, 2));
+        // 200 Mbit/s and 20 ms hold half a megabyte.
+        let pace = measured(25e6, ms(20), 4).await;
+        assert!(pace.ahead(1000).abs_diff(500_000) < 100_000, "{}", pace.ahead(1000));
+        assert_eq!(pace.at_once(2 * MIB), 2);
+        // 1 Gbit/s and 100 ms hold twelve; with what 4 lanes of 2 MiB have shown of it more are tried.
+        let pace = measured(125e6, ms(100), 4).await;
+        assert_eq!(pace.ahead(1000), MOST_AHEAD);
+        assert!((6..=10).contains(&pace.at_once(2 * MIB)), "{}", pace.at_once(2 * MIB));
+        // A near one is worth the patience for ahead and no more lanes.
+        let pace = measured(100e6, ms(0), 1).await;
+        assert!(pace.ahead(1000).abs_diff(500_000) < 1000, "{}", pace.ahead(1000));
+        assert_eq!(pace.at_once(2 * MIB), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_link_that_has_become_slower_is_seen_to_be() {
+        let pace = measured(100e6, Duration::ZERO, 1).await;
+        for _ in 0..LATELY {
+            let begun = pace.begin();
+            tokio::time::advance(Duration::from_secs(1)).await;
+            pace.arrived().fetch_add(MIB, Ordering::Relaxed);
+            pace.note(begun, MIB);
+        }
+        assert_eq!(pace.ahead(1000), 5242, "5 ms of 1 MiB/s");
     }
 }

@@ -104,7 +104,7 @@ async fn a_silent_mirror_leaves_time_for_the_origin() {
     let (_, blob) = open(&origin, mirrored(&origin, &[&mirror]), &digest, Some(10));
     // Half of the time is the mirror's, whose own limit of 30 s would take it all.
     let deadline = Instant::now() + Duration::from_secs(6);
-    let served = blob.read(0..10, &ReadOptions { deadline, avoid: None }).await.unwrap();
+    let served = blob.read(0..10, &ReadOptions::until(deadline)).await.unwrap();
     assert_eq!((served.bytes.to_vec(), served.host.to_string()), (data, origin.host()));
 }
 

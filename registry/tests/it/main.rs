@@ -69,7 +69,7 @@ fn later() -> Instant {
 }
 
 fn options() -> ReadOptions {
-    ReadOptions { deadline: later(), avoid: None }
+    ReadOptions::until(later())
 }
 
 fn blob_gets(server: &ScriptedRegistry) -> Vec<Logged> {

@@ -245,10 +245,10 @@ async fn a_silent_host_times_out_at_the_deadline() {
     server.fault(Rule::new(Action::Hang));
     let (_, blob) = open(&server, config(), &digest, Some(10));
     let deadline = Instant::now() + Duration::from_millis(300);
-    let error = blob.read(0..10, &ReadOptions { deadline, avoid: None }).await.unwrap_err();
+    let error = blob.read(0..10, &ReadOptions::until(deadline)).await.unwrap_err();
     assert!(matches!(error, Error::Timeout { .. }), "{error}");
     assert!(Instant::now() >= deadline);
-    let past = ReadOptions { deadline, avoid: None };
+    let past = ReadOptions::until(deadline);
     let error = blob.read(0..10, &past).await.unwrap_err();
     assert!(matches!(error, Error::Timeout { .. }), "{error}");
     assert!(server.requests().len() <= 1, "nothing is asked after the deadline");
