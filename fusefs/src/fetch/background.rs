@@ -85,7 +85,7 @@ pub async fn background(layer: &Arc<Layer>, position: &Position, until: u32, cla
         engine.scheduler.admit_background(urgency, position.at_start(), &layer.sources().host(), most).await;
     let size = match (urgency, admission.beside()) {
         // No more than comes in a round trip: a reader who comes now waits no longer than that.
-        (Class::Fill, Beside::Start) => {
+        (Class::Fill, Beside::Start | Beside::Readers) => {
             engine.pace.ahead(engine.config.shape.ahead).clamp(1, engine.config.background_request)
         }
         _ => engine.config.background_request,

@@ -3,9 +3,9 @@
 //! A reader's request is short and comes after another: how long it takes is how long the container takes to start. What is
 //! under way in the background when it begins is in its way for as long as that takes on the link. So while a container
 //! starts, and a moment after, fill asks for little at a time, and only between readers' requests; of a layer whose builder said
-//! what a start needs, it waits altogether. Once a container has read for so long that it will want most of what there is, fill
-//! runs beside its reads, one request at a time, and between them, as ever, as many as keep the link busy and no more. Prefetch,
-//! which the container will need, does so from the beginning. Fill waits for prefetch. Both give way for a bounded time only, so that a reader whose registry hangs does not hold up the
+//! what a start needs, it waits altogether, until a container has read for longer than a start takes. Prefetch, which the
+//! container will need, runs beside its reads, one request at a time, and between them, as fill does when nobody reads, as many as
+//! keep the link busy and no more. Fill waits for prefetch. Both give way for a bounded time only, so that a reader whose registry hangs does not hold up the
 //! filling of layers from other registries; and one registry never has all of the places. On-demand requests are never held up
 //! here; how many a layer may have is its own affair ([`crate::fetch::Flights`]), for the same reason.
 
@@ -24,9 +24,11 @@ use tokio::{
     time::Instant,
 };
 
-/// How long a background request gives way. Readers' requests last some round trips; what takes longer than this is
-/// slow for a reason that waiting does not mend.
+/// How long a background request gives way to readers none of whose requests ends. These last some round trips; what takes
+/// longer than this is slow for a reason that waiting does not mend.
 const GIVE_WAY: Duration = Duration::from_secs(1);
+/// How long it gives way to others: it is not to starve.
+const GIVE_WAY_AT_MOST: Duration = Duration::from_secs(10);
 
 /// After this long without a read a container is taken to have started. Between two reads of one that starts lies what it
 /// computes.
@@ -35,7 +37,7 @@ const QUIET: Duration = Duration::from_millis(100);
 /// After an image was pulled its container's first read is waited for: what a runtime needs to make it.
 const PULLED: Duration = Duration::from_millis(300);
 
-/// A container that has read for so long will go on to: what is filled then is likely to be what it wants.
+/// A container that has read for so long needs more than its builder said.
 const STARTING: Duration = Duration::from_secs(2);
 
 /// Why a range is fetched; lower passes higher.
@@ -77,6 +79,8 @@ pub struct Scheduler {
     /// Since when there is reading, and until when it counts, in milliseconds since `born`.
     since: AtomicU64,
     until: AtomicU64,
+    /// When a reader's request has ended last, in the same way.
+    served: AtomicU64,
 }
 
 /// The background's requests to one registry.
@@ -107,9 +111,9 @@ struct Background<'a> {
 /// What containers do when a request in the background may begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Beside {
-    /// One has begun to read: little may be asked for at a time.
+    /// One has begun to read.
     Start,
-    /// One reads on and on.
+    /// One has been reading for longer than a start takes.
     Readers,
     /// None reads.
     Nobody,
@@ -144,7 +148,7 @@ fn may_begin(
     match (class, beside, at_start) {
         (Class::Fill, _, _) if prefetch > 0 => false,
         (Class::Fill, Beside::Start, AtStart::Wait) => false,
-        (Class::Fill, Beside::Start, AtStart::TakeLittle) => readers == 0 && running == 0,
+        (Class::Fill, Beside::Start | Beside::Readers, _) => readers == 0 && running == 0,
         _ => running < if readers == 0 { most } else { BESIDE },
     }
 }
@@ -162,6 +166,7 @@ impl Scheduler {
             born: Instant::now(),
             since: AtomicU64::new(0),
             until: AtomicU64::new(0),
+            served: AtomicU64::new(0),
         }
     }
 
@@ -172,15 +177,23 @@ impl Scheduler {
         Admission { scheduler: self, class: Class::OnDemand, background: None }
     }
 
+    /// Milliseconds since `born`.
+    fn now(&self) -> u64 {
+        u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX / 2)
+    }
+
+    fn at(&self, millis: &AtomicU64) -> Instant {
+        self.born + Duration::from_millis(millis.load(Ordering::Relaxed))
+    }
+
     /// A container is about to read, or does.
     pub fn note(&self, sign: Sign) {
         let counts = match sign {
             Sign::Pulled => PULLED,
             Sign::Reads => QUIET,
         };
-        let since_birth = self.born.elapsed();
-        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        let (now, until) = (millis(since_birth), millis(since_birth + counts));
+        let now = self.now();
+        let until = now + counts.as_millis() as u64;
         let before = self.until.load(Ordering::Relaxed);
         if before <= now {
             self.since.store(now, Ordering::Relaxed);
@@ -193,8 +206,7 @@ impl Scheduler {
 
     /// What containers do now, and when that may be another thing.
     fn beside(&self, now: Instant) -> (Beside, Option<Instant>) {
-        let at = |millis: &AtomicU64| self.born + Duration::from_millis(millis.load(Ordering::Relaxed));
-        let (until, started) = (at(&self.until), at(&self.since) + STARTING);
+        let (until, started) = (self.at(&self.until), self.at(&self.since) + STARTING);
         let waited_for = self.active.borrow()[Class::OnDemand as usize] > 0;
         match () {
             () if now >= until && !waited_for => (Beside::Nobody, None),
@@ -218,10 +230,11 @@ impl Scheduler {
         let turn = registry.turns[class as usize].acquire().await.expect(closed);
         let place = self.background.acquire().await.expect(closed);
         let mut changes = self.active.subscribe();
-        let until = Instant::now() + GIVE_WAY;
+        let begun = Instant::now();
         let beside = loop {
             changes.mark_unchanged();
             let now = Instant::now();
+            let until = (begun.max(self.at(&self.served)) + GIVE_WAY).min(begun + GIVE_WAY_AT_MOST);
             let (beside, changes_at) = self.beside(now);
             // Others have seen the same; only some of them may go on.
             let admitted = self.active.send_if_modified(|active| {
@@ -263,6 +276,9 @@ impl Scheduler {
 
 impl Drop for Admission<'_> {
     fn drop(&mut self) {
+        if self.class == Class::OnDemand {
+            self.scheduler.served.store(self.scheduler.now(), Ordering::Relaxed);
+        }
         self.scheduler.active.send_modify(|active| {
             active[self.class as usize] -= 1;
             if let Some(background) = &self.background {
@@ -314,9 +330,9 @@ mod tests {
             (Fill, TakeLittle, [0, 0, 0], Start, 0, true),
             (Fill, TakeLittle, [0, 0, 1], Start, 1, false),
             (Fill, TakeLittle, [1, 0, 0], Start, 0, false),
-            (Fill, Wait, [1, 0, 0], Readers, 0, true),
-            (Fill, Wait, [1, 0, 1], Readers, 1, false),
-            (Fill, Wait, [0, 0, 1], Readers, 1, true),
+            (Fill, Wait, [0, 0, 0], Readers, 0, true),
+            (Fill, Wait, [1, 0, 0], Readers, 0, false),
+            (Fill, Wait, [0, 0, 1], Readers, 1, false),
         ] {
             assert_eq!(
                 may_begin(class, at_start, beside, active, running, 4),
@@ -356,10 +372,9 @@ mod tests {
             assert!(admitted(&scheduler, Class::Fill, "r", MANY).is_empty());
             tokio::time::advance(Duration::from_millis(50)).await;
         }
-        let reader = scheduler.admit_reader();
+        scheduler.note(Sign::Reads);
         let beside = admitted(&scheduler, Class::Fill, "r", MANY);
         assert_eq!(beside.iter().map(Admission::beside).collect::<Vec<_>>(), [Beside::Readers]);
-        drop(reader);
         tokio::time::advance(QUIET).await;
         let then = admitted(&scheduler, Class::Fill, "r", MANY);
         assert_eq!(then[0].beside(), Beside::Nobody);
