@@ -89,6 +89,9 @@ section! {
         max_in_flight_bytes: u64 = 64 << 20,
         /// Bytes a second that are downloaded in the background at most, reads by containers not counted. 0 means no limit.
         max_background_bytes_per_sec: u64 = 0,
+        /// Before a layer becomes a plain directory, download its blob once more, in order, and compare its digest with the
+        /// manifest's. What containers see is verified without: by the digests in the table of contents.
+        check_blob_digest: bool = false,
     }
 }
 

@@ -26,7 +26,7 @@ use std::{
 use bytes::Bytes;
 use estargz::{ChunkSpec, DecodedMember};
 use parking_lot::Mutex;
-use registry::{HostTag, ReadOptions};
+use registry::{HostTag, ReadOptions, Served};
 use tokio::{
     sync::{Semaphore, SemaphorePermit, watch},
     time::Instant,
@@ -45,7 +45,7 @@ pub mod plan;
 pub(crate) mod priority;
 mod scheduler;
 
-pub use background::{Position, Step, background};
+pub use background::{BlobDigest, Position, Step, background};
 use pace::Pace;
 pub use plan::Shape;
 use plan::{Members, Request};
@@ -552,26 +552,16 @@ async fn run(
     let mut avoid = None;
     let mut range = bytes;
     for attempt in 1..=VERIFY_ATTEMPTS {
-        let engine = layer.engine();
-        let options =
-            ReadOptions { deadline, avoid: avoid.clone(), arrived: Some(engine.pace.arrived().clone()) };
-        let begun = engine.pace.begin();
-        let (served, source_name) = match layer.sources().read(range.clone(), &options).await {
+        let (served, source_name) = match download(layer, range.clone(), deadline, avoid.clone()).await {
             Ok(served) => served,
-            Err((error, source_name)) => {
-                let (start, end) = (range.start, range.end.saturating_sub(1));
-                let error = FetchError::Registry { source_name, start, end, error: Arc::new(error) };
-                return fail(layer, flights, error);
-            }
+            Err(error) => return fail(layer, flights, error),
         };
-        engine.counters.compressed_bytes.fetch_add(served.bytes.len() as u64, Ordering::Relaxed);
-        engine.pace.note(begun, served.bytes.len() as u64);
         admission.take();
         let host = served.host;
         let Some((failed, error)) = decode(layer, served.bytes, range.start, flights, class).await else {
             return;
         };
-        engine.counters.verify_failures.fetch_add(failed.len() as u64, Ordering::Relaxed);
+        layer.engine().counters.verify_failures.fetch_add(failed.len() as u64, Ordering::Relaxed);
         // Only what failed is asked for again, if possible of another host.
         let (first, rest) = failed.split_first().expect("an error has its flight");
         range = rest
@@ -594,6 +584,29 @@ async fn run(
         tracing::warn!(layer = %layer.digest(), attempt, %error, "bytes failed verification, asking again");
         flights = failed;
         avoid = Some(host);
+    }
+}
+
+/// Fetches a range of the blob, and names the source it came from.
+async fn download(
+    layer: &Layer,
+    range: Range<u64>,
+    deadline: Instant,
+    avoid: Option<HostTag>,
+) -> Result<(Served, Arc<str>), FetchError> {
+    let Engine { pace, counters, .. } = &**layer.engine();
+    let options = ReadOptions { deadline, avoid, arrived: Some(pace.arrived().clone()) };
+    let begun = pace.begin();
+    let (start, end) = (range.start, range.end.saturating_sub(1));
+    match layer.sources().read(range, &options).await {
+        Ok((served, source_name)) => {
+            counters.compressed_bytes.fetch_add(served.bytes.len() as u64, Ordering::Relaxed);
+            pace.note(begun, served.bytes.len() as u64);
+            Ok((served, source_name))
+        }
+        Err((error, source_name)) => {
+            Err(FetchError::Registry { source_name, start, end, error: Arc::new(error) })
+        }
     }
 }
 

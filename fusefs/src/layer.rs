@@ -62,6 +62,8 @@ struct Audit {
 pub enum Audits {
     /// As members are decoded; the fill fetches what is missing for it.
     On,
+    /// And the whole blob's digest, which takes a second download, is compared with the manifest's.
+    WithBlob,
     /// Not at all.
     Off,
 }
@@ -108,6 +110,11 @@ impl Layer {
     /// Digest of the compressed blob, as the manifest names it.
     pub fn blob_digest(&self) -> &str {
         &self.blob_digest
+    }
+
+    /// Size of the compressed blob, in bytes.
+    pub fn blob_size(&self) -> u64 {
+        self.blob_size
     }
 
     /// Its tree.
@@ -193,7 +200,7 @@ impl Layer {
 
     /// Whether a member's headers have yet to be compared with the TOC.
     pub(crate) fn wants_headers(&self, member: u32) -> bool {
-        self.audit.wanted == Audits::On
+        self.audit.wanted != Audits::Off
             && self.audit.failed.get().is_none()
             && !self.store.is_marked(Marks::of(&self.index).member(member))
     }
@@ -235,6 +242,16 @@ impl Layer {
             );
             self.remember(format!("{reason}: {mismatch}"));
         }
+    }
+
+    /// The blob has another digest than its manifest says.
+    pub(crate) fn note_blob_mismatch(&self, found: Digest) {
+        let reason = "blob_mismatch";
+        tracing::warn!(
+            layer = %self.digest(), reason, blob = self.blob_digest, %found,
+            "the registry's blob is not what the manifest names: the layer stays lazy"
+        );
+        self.remember(format!("{reason}: the blob's digest is {found}"));
     }
 
     /// Whether all of the tar was compared with the TOC: `Err` with the first difference, `Ok(false)` if not all was.

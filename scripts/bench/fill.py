@@ -32,7 +32,7 @@ SAMPLE = 192 << 20
 def section(bench):
     quick = bench.options.quick
     model = "model-small" if quick else "model"
-    result = {"cpu": [], "latency": [], "zlib": zlib.ZLIB_RUNTIME_VERSION}
+    result = {"cpu": [], "checked": [], "latency": [], "zlib": zlib.ZLIB_RUNTIME_VERSION}
     with bench.link("loopback") as link:
         for name in ("python", model):
             image = bench.image(name)
@@ -43,6 +43,9 @@ def section(bench):
                 result["cpu"].append(figures)
                 say(f"fill {name}: {figures['cpu_s_per_gb']:.2f} CPU s/GB, yardstick {limit['cpu_s_per_gb']:.2f}; "
                     f"{figures['blob_requests'] / figures['blob_mib']:.2f} requests/MiB; {figures['seconds']:.2f} s")
+            # What it costs to compare the blob's digest as well, which takes all of its bytes in order.
+            checked = fill(bench, link, image, "[fetch]\ncheck_blob_digest = true\n")
+            result["checked"].append({**checked, "workload": name})
     for name in ("loopback", "200m20ms"):
         with bench.link(name) as link:
             image = bench.image("model-small" if quick or name != "loopback" else model)
@@ -77,8 +80,8 @@ def yardstick(image):
     return {**{name: round(value, 3) for name, value in per_gb.items()}, "cpu_s_per_gb": sum(per_gb.values())}
 
 
-def fill(bench, link, image):
-    with bench.registry(link, image) as registry, bench.node(link, registry) as node:
+def fill(bench, link, image, config=""):
+    with bench.registry(link, image) as registry, bench.node(link, registry, configs={"lazurite": config}) as node:
         daemon = node.snapshotters["lazurite"]
         before = start.start_clean(bench, registry, node, daemon)
         mark, begun = registry.mark(), time.monotonic()
@@ -87,9 +90,10 @@ def fill(bench, link, image):
         wait_for("everything local", lambda: daemon.all_local(digests), 900)
         seconds = time.monotonic() - begun
         used = daemon.usage()
-        graduated = None
+        graduated = graduated_s = None
         if start.graduation_key(bench):
             wait_for("graduation", daemon.graduated, 300)
+            graduated_s = time.monotonic() - begun
             # Not part of delivering bytes, but of what one image costs.
             graduated = daemon.usage().cpu_s - before.cpu_s
         time.sleep(0.5)
@@ -99,7 +103,7 @@ def fill(bench, link, image):
         delivered = image["tar_bytes"]
         blob = sum(layer["size"] for layer in storage.manifest(image, "estargz")[1]["layers"])
         cpu = used.cpu_s - before.cpu_s
-        return {"seconds": seconds, "cpu_s": cpu, "cpu_graduated_s": graduated,
+        return {"seconds": seconds, "cpu_s": cpu, "cpu_graduated_s": graduated, "graduated_s": graduated_s,
                 "cpu_s_per_gb": cpu * 1e9 / delivered, "delivered_bytes": delivered,
                 "blob_mib": blob / 2**20, "peak_mib": used.peak_mib, "rss_mib": used.rss_mib, **moved}
 

@@ -52,7 +52,7 @@ def start(section, result, plotted):
              "`overlayfs` is an eager pull of the ordinary image by containerd; `lazurite` the eStargz image on the default "
              "configuration; `prefetch` that image with the files of a start in front, behind a landmark. *Ready* is the "
              "program's own word. *Local* is the time from the start of the pull until everything is on disk; *again* a fresh "
-             "container after that, with the page cache dropped.", ""]
+             "container after that, with the page cache dropped, *create* making one alone (`ctr containers create`).", ""]
     measured = [f"{link['label']}: {link['rtt_ms']} ms, {link['mbit']} Mbit/s for one connection"
                 for link in result["links"].values() if "rtt_ms" in link]
     if measured:
@@ -86,11 +86,11 @@ def start(section, result, plotted):
              *(show(against(workload, link, way, "again_s"), "{:.2f}x") for way in others)]
             for workload in order(some, "workload")])
         lines += table(
-            ["workload", "way", "pull s", "run s", "total s", "local s", "graduated s", "again s", "requests to ready", "of all",
+            ["workload", "way", "pull s", "run s", "total s", "local s", "graduated s", "again s", "create s", "requests to ready", "of all",
              "MiB to ready", "of all", "daemon CPU s to ready", "of all", "RSS MiB", "peak MiB", "disk / unpacked",
              *(["rate until local"] if link != "loopback" else [])],
             [[workload, way,
-              *(show(of(workload, link, way, key)) for key in ("pull_s", "run_s", "total_s", "local_s", "graduated_s", "again_s")),
+              *(show(of(workload, link, way, key)) for key in ("pull_s", "run_s", "total_s", "local_s", "graduated_s", "again_s", "create_s")),
               show(of(workload, link, way, "before_ready", "requests"), "{:.0f}"),
               show(of(workload, link, way, "in_total", "requests"), "{:.0f}"),
               mib(of(workload, link, way, "before_ready", "bytes")), mib(of(workload, link, way, "in_total", "bytes")),
@@ -162,6 +162,13 @@ def fill(section, result, plotted):
                       show(ratio(median(some, "blob_requests"), median(some, "blob_mib"))),
                       show(median(some, "blob_mib"), "{:.1f}"), show(median(some, "seconds")), show(median(some, "peak_mib"), "{:.0f}")]
                      for workload in order(rows, "workload") for some in [select(rows, workload=workload)]])]
+    both = [(row, select(rows, workload=row["workload"])) for row in section.get("checked", [])]
+    if both:
+        lines += ["With `fetch.check_blob_digest`, until the layers are plain directories, and without:", "",
+                  *table(["image", "seconds", "without", "daemon CPU s", "without", "MiB fetched", "without"],
+                         [[row["workload"], show(row["graduated_s"]), show(median(some, "graduated_s")),
+                           show(row["cpu_graduated_s"]), show(median(some, "cpu_graduated_s")),
+                           mib(row["bytes"]), mib(median(some, "bytes"))] for row, some in both])]
     lines += ["On-demand reads of one chunk of 4 MiB each, alone and while everything else is being fetched:", "",
               *table(["link", "image", "idle p50 ms", "p99", "under fill p50 ms", "p99", "p99 ratio", "reads"],
                      [[row["link"], row["workload"], *(show(percentile(row[key], percent), "{:.1f}")

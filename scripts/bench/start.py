@@ -5,7 +5,8 @@ Ways
     lazurite      `lazurite pull` of the eStargz image on the daemon's default configuration, then run
     prefetch      the same with the image whose layers have the files of a start in front, behind a landmark
     NAME          a peer's socket, as `lazurite`; loopback only, for a peer does not live behind the shaped links
-and of each a second start (`again`): a fresh container once everything is local, with the page cache dropped. For
+and of each a second start (`again`): a fresh container once everything is local, with the page cache dropped, and the
+making of one more (`create`). For
 counting round trips there is also `ondemand`: `lazurite` without its fill.
 
 The clock runs from the start of the pull to the line READY of the program. What `lazurite` does in the background (the
@@ -153,6 +154,7 @@ def one_start(bench, link, registry, image, way):
         system.drop_caches()
         bench.warm_tools()
         figures["again_s"] = node.run_until_ready(namespace, snapshotter, reference, image, deadline)
+        figures["create_s"] = node.create(namespace, snapshotter, reference)
         return figures
 
 

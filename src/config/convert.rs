@@ -5,7 +5,7 @@
 use std::num::NonZero;
 use std::time::Duration;
 
-use fusefs::{CacheConfig, Fill};
+use fusefs::{Audits, CacheConfig, Fill};
 
 use super::{Config, Host, Mirror};
 
@@ -24,6 +24,8 @@ pub struct Fetch {
     pub in_flight_bytes: u64,
     /// Compressed bytes a second in the background, at most.
     pub background_rate: Option<NonZero<u64>>,
+    /// What a layer is compared with before it becomes a directory.
+    pub audits: Audits,
     /// How much is kept on disk.
     pub cache: CacheConfig,
 }
@@ -53,6 +55,11 @@ impl Config {
             },
             fill: if self.no_background_fetch { Fill::Off } else { Fill::On },
             background_downloads: usize::try_from(downloads).unwrap_or(usize::MAX),
+            audits: match (self.no_graduation, self.fetch.check_blob_digest) {
+                (true, _) => Audits::Off,
+                (false, true) => Audits::WithBlob,
+                (false, false) => Audits::On,
+            },
             cache: CacheConfig {
                 most: NonZero::new(self.cache.max_bytes),
                 low_water: u8::try_from(self.cache.low_water_percent.min(100)).unwrap_or(100),

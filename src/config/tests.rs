@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fusefs::{CacheConfig, Fill};
+use fusefs::{Audits, CacheConfig, Fill};
 
 use super::convert::Fetch;
 use super::*;
@@ -302,6 +302,7 @@ fn settings_of_the_data_plane() {
         fill: Fill::Off,
         background_downloads: 4,
         background_rate: None,
+        audits: Audits::On,
         cache: CacheConfig::default(),
         in_flight_bytes: 64 << 20,
     };

@@ -7,7 +7,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use fusefs::{AttachRequest, Audits, Below, Fill, Graduation, OpaqueXattr, Plane, PlaneConfig};
+use fusefs::{AttachRequest, Below, Fill, Graduation, OpaqueXattr, Plane, PlaneConfig};
 use snapshotter::{AttachError, FileSystem, LayerRequest, LayerRoot, Reason, Snapshotter, Usage, overlay};
 use tokio::sync::mpsc;
 
@@ -26,7 +26,7 @@ pub fn settings(config: &Config, root: &Path, overlay: overlay::Options) -> Plan
     plane.fill = fetch.fill;
     plane.fetch.background_rate = fetch.background_rate;
     plane.fetch.cache = fetch.cache;
-    plane.fetch.audits = if config.no_graduation { Audits::Off } else { Audits::On };
+    plane.fetch.audits = fetch.audits;
     plane.fetch.background = fetch.background_downloads;
     plane.fetch.in_flight_bytes = fetch.in_flight_bytes;
     plane

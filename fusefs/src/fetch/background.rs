@@ -9,12 +9,14 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
+use estargz::Digest;
 use parking_lot::Mutex;
+use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
 use super::{
-    AtStart, Beside, Claim, Class, FetchError, Need, Shape, View, claim, fetch_range, plan, recheck, reserve,
-    run,
+    AtStart, Beside, Claim, Class, FetchError, Need, Shape, View, claim, download, fetch_range, plan,
+    priority, recheck, reserve, run,
 };
 use crate::layer::Layer;
 
@@ -129,6 +131,42 @@ pub async fn background(layer: &Arc<Layer>, position: &Position, until: u32, cla
         }
     }
     Step::Advanced(error)
+}
+
+/// The digest of all of a blob's bytes, which are fetched in order for it, as fill is. Nothing is kept of them.
+#[derive(Debug, Default)]
+pub struct BlobDigest {
+    hash: Sha256,
+    at: u64,
+}
+
+impl BlobDigest {
+    /// Goes on by one request. The digest, if that was the last. After an error the next step tries the same bytes again.
+    pub async fn step(&mut self, layer: &Arc<Layer>) -> Result<Option<Digest>, Arc<FetchError>> {
+        let engine = layer.engine();
+        let size = engine.config.background_request;
+        let range = self.at..layer.blob_size().min(self.at + size);
+        let length = range.end - range.start;
+        let most = || engine.pace.at_once(size);
+        let host = layer.sources().host();
+        let admission = engine.scheduler.admit_background(Class::Fill, AtStart::Wait, &host, most).await;
+        let _memory = reserve(&engine.memory, &engine.config, length).await;
+        engine.pace.admit(length).await;
+        engine.counters.background_requests.fetch_add(1, Ordering::Relaxed);
+        let deadline = Instant::now() + engine.config.background_deadline;
+        let (served, _) = download(layer, range.clone(), deadline, None).await?;
+        drop(admission);
+        let mut hash = self.hash.clone();
+        let work = move || {
+            let _low = priority::lower();
+            hash.update(&served.bytes);
+            hash
+        };
+        self.hash = tokio::task::spawn_blocking(work).await.map_err(|_| FetchError::Aborted)?;
+        self.at = range.end;
+        let whole = self.at == layer.blob_size();
+        Ok(whole.then(|| Digest::from_bytes(self.hash.clone().finalize().into())))
+    }
 }
 
 /// The members that come next, and nobody else in the background takes.

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::{Fill, Graduation, Open, Plane};
 use crate::{
-    fetch::{self, Class, Step},
+    fetch::{self, BlobDigest, Class, Step},
     graduate,
     layer::{Audits, Layer},
     resolve::LayerSpec,
@@ -24,6 +24,8 @@ use crate::{
 const UNUSED: Duration = Duration::from_secs(300);
 /// The pause before a look at what readers were fetching.
 const UNDER_WAY: Duration = Duration::from_millis(50);
+/// The first pause before another attempt to fill a layer whose registry fails.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause between attempts to fill a layer whose registry fails.
 const MAX_FILL_PAUSE: Duration = Duration::from_secs(60);
 
@@ -66,8 +68,43 @@ pub(super) async fn work_behind(plane: Weak<Plane>, layer: Weak<Layer>, prefetch
         return;
     };
     walk(&plane, &layer, first_after, Class::Prefetch).await;
-    if fill == Fill::On && walk(&plane, &layer, members, Class::Fill).await == Walked::All {
+    if fill == Fill::On
+        && walk(&plane, &layer, members, Class::Fill).await == Walked::All
+        && is_the_blob(&plane, &layer).await
+    {
         graduate_behind(&plane, &layer).await;
+    }
+}
+
+/// Whether the blob is the one that the manifest names, if that is to be known. Asks until the registry tells, or nobody needs
+/// the layer any more.
+async fn is_the_blob(plane: &Weak<Plane>, layer: &Weak<Layer>) -> bool {
+    let (mut digest, mut pause) = (BlobDigest::default(), FIRST_PAUSE);
+    loop {
+        let (Some(plane), Some(layer)) = (plane.upgrade(), layer.upgrade()) else { return false };
+        if plane.stopping.load(Ordering::Acquire) {
+            return false;
+        }
+        if plane.config.fetch.audits != Audits::WithBlob || layer.graduated().is_some() {
+            return true;
+        }
+        match digest.step(&layer).await {
+            Ok(None) => pause = FIRST_PAUSE,
+            Ok(Some(found)) => {
+                let same = found.to_string() == layer.blob_digest();
+                if !same {
+                    layer.note_blob_mismatch(found);
+                }
+                return same;
+            }
+            Err(error) => {
+                let reason = error.reason();
+                tracing::warn!(layer = %layer.digest(), reason, %error, ?pause, "hashing the blob");
+                drop((plane, layer));
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(MAX_FILL_PAUSE);
+            }
+        }
     }
 }
 
@@ -125,7 +162,7 @@ enum Walked {
 /// Fetches all missing members below `until`, again and again until none is missing, with longer and longer pauses
 /// while the registry fails.
 async fn walk(plane: &Weak<Plane>, layer: &Weak<Layer>, until: u32, class: Class) -> Walked {
-    let (mut pause, mut full) = (Duration::from_secs(1), false);
+    let (mut pause, mut full) = (FIRST_PAUSE, false);
     loop {
         let Some(lanes) = plane.upgrade().map(|plane| plane.config.fetch.lanes.max(1)) else {
             return Walked::Ended;

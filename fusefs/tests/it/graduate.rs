@@ -14,7 +14,7 @@ use support::{
 };
 
 use super::{
-    bed::{Bed, LIMIT, read, tree, unpacked},
+    bed::{Bed, LIMIT, REPOSITORY, read, tree, unpacked},
     tree::torture,
 };
 
@@ -74,6 +74,40 @@ fn a_complete_layer_is_what_an_unpack_gives() {
         assert_eq!(again.tree.as_deref(), Some(&*made));
         assert_eq!(bed.ranges(), []);
     }
+}
+
+#[test]
+fn a_blob_can_be_required_to_have_its_digest() {
+    let Some(bed) = Bed::with(
+        |c| {
+            c.fill = Fill::On;
+            c.fetch.audits = fusefs::Audits::WithBlob;
+        },
+        false,
+    ) else {
+        return;
+    };
+    let built = Encoder::new().encode(&torture());
+    let image = bed.push(&[&built]);
+    bed.attach(1, &bed.request(&image, &[&built], 0)).unwrap();
+    graduated(&bed, 1);
+    let fetched: u64 = bed.ranges().iter().map(|range| range.end - range.start).sum();
+    assert!(fetched >= 2 * built.blob.len() as u64 - (64 << 10), "{fetched} of {}", built.blob.len());
+
+    // The same TOC in a blob that is not what its manifest says: nothing that is read tells.
+    let layer = Layer::new().file("f", &b"content"[..]);
+    let built = Encoder::new().encode(&layer);
+    let image = bed.push(&[&built]);
+    let mut request = bed.request(&image, &[&built], 0);
+    let blob = bed.origin.blob(REPOSITORY, &request.blob_digest).unwrap();
+    request.blob_digest = format!("sha256:{}", "ab".repeat(32));
+    request.manifest_digest = None;
+    bed.origin.put_blob_as(REPOSITORY, &request.blob_digest, blob);
+    bed.attach(2, &request).unwrap();
+    let told = guard::eventually(LIMIT, || error(&bed, 2).starts_with("blob_mismatch"));
+    assert!(told, "{}", error(&bed, 2));
+    assert!(bed.plane().layer(2).unwrap().graduated().is_none());
+    assert_eq!(read(bed.slot(2).join("f")).unwrap(), b"content");
 }
 
 #[test]
