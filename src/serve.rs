@@ -10,7 +10,7 @@ mod plane;
 mod watchdog;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fs::{self, DirBuilder, File, Permissions},
     io::{Read as _, Seek as _, SeekFrom, Write as _},
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
@@ -20,7 +20,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use fusefs::Plane;
+use fusefs::{AttachRequest, Plane};
 use registry::Registry;
 use rustix::fs::FlockOperation;
 use rustix::process::{Pid, Signal};
@@ -52,9 +52,13 @@ pub fn run(config: &Config, others: Others) -> anyhow::Result<()> {
     // Mount options name directories, and the daemon's own working directory means nothing to who mounts them.
     let root = std::path::absolute(&config.root).context("finding the root directory")?;
     create_root(&root)?;
-    let _lock = lock(&root, others)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("lazurite").build()?;
-    let result = runtime.block_on(serve(config, &root));
+    let entered = runtime.enter();
+    // Reading the system's certificates takes a while: before a daemon that is replaced stops answering.
+    let registry = Registry::new(config.registry()).context("setting up the registry client")?;
+    drop(entered);
+    let _lock = lock(&root, others)?;
+    let result = runtime.block_on(serve(config, &root, registry));
     if let Ok(Mount::Left) = result {
         // What readers wait for was not answered: giving it up would be an error to them, ending is a pause.
         std::process::exit(0);
@@ -72,11 +76,10 @@ enum Mount {
     Gone,
 }
 
-async fn serve(config: &Config, root: &Path) -> anyhow::Result<Mount> {
+async fn serve(config: &Config, root: &Path, registry: Registry) -> anyhow::Result<Mount> {
     let listener = listen(&config.address).await?;
     let control = control::address(&config.address);
     let control_listener = listen(&control).await?;
-    let registry = Registry::new(config.registry()).context("setting up the registry client")?;
     let settings = snapshotter::Config::new(root);
     let plane = Plane::start(plane::settings(config, root, settings.overlay), registry)
         .with_context(|| format!("setting up {}", root.display()))?;
@@ -84,10 +87,13 @@ async fn serve(config: &Config, root: &Path) -> anyhow::Result<Mount> {
     if let Some(graduations) = plane.graduations() {
         tokio::spawn(plane::relink(graduations, snapshotter.clone()));
     }
-    restore(&plane, root, &snapshotter).await?;
+    // Readers wait for their own layer only; callers, who are connected already, until all are back.
+    let remotes = snapshotter.remote_snapshots().await?;
+    plane.expect(remotes.iter().map(|remote| remote.slot));
     plane
         .serve(keeper::find(root))
         .with_context(|| format!("mounting lazy layers under {}", root.display()))?;
+    restore(&plane, root, &snapshotter, remotes).await;
 
     tokio::spawn(memory::keep_small(plane.clone()));
     tokio::spawn(watchdog::watch(plane.clone()));
@@ -151,23 +157,26 @@ async fn restore(
     plane: &Arc<Plane>,
     root: &Path,
     snapshotter: &Snapshotter<plane::Port>,
-) -> anyhow::Result<()> {
-    let remotes = snapshotter.remote_snapshots().await?;
+    remotes: Vec<Remote>,
+) {
     let (total, snapshots) = (remotes.len(), root.join("snapshots"));
-    let mut requests = Vec::new();
+    let mut requests = BTreeMap::new();
     for Remote { slot, request } in remotes {
         match plane::request(&request, &snapshots) {
-            Ok(request) => requests.push((slot, request)),
-            Err(error) => tracing::warn!(slot, %error, "a lazy snapshot's record cannot be used"),
+            Ok(request) => _ = requests.insert(slot, request),
+            Err(error) => {
+                tracing::warn!(slot, %error, "a lazy snapshot's record cannot be used");
+                plane.give_up(slot);
+            }
         }
     }
-    let wanted: HashSet<_> = requests.iter().map(|(_, request)| request.toc_digest).collect();
+    let wanted: HashSet<_> = requests.values().map(|request| request.toc_digest).collect();
     let distinct: HashMap<_, _> =
-        requests.iter().map(|(_, request)| (request.toc_digest, request.clone())).collect();
-    plane.open_local(&distinct.into_values().collect::<Vec<_>>()).await;
+        requests.values().map(|request| (request.toc_digest, request.clone())).collect();
+    let opener = plane.clone();
+    tokio::spawn(async move { opener.open_local(distinct.into_values().collect()).await });
     let mut restored = 0;
-    // One after the other, the oldest first: a layer may look at those below it.
-    for (slot, request) in requests {
+    while let Some((slot, request)) = next(&mut requests, plane.awaited()) {
         match plane.restore(slot, &request).await {
             Ok(attached) => {
                 restored += 1;
@@ -194,7 +203,15 @@ async fn restore(
             tracing::warn!(%error, "looking for layers nobody names");
         }
     });
-    Ok(())
+}
+
+/// The slot to be restored next: the one that is waited for, or the oldest; but first what lies below it, for a layer may look
+/// at that.
+fn next(left: &mut BTreeMap<u64, AttachRequest>, awaited: Option<u64>) -> Option<(u64, AttachRequest)> {
+    let wanted = awaited.filter(|slot| left.contains_key(slot)).or_else(|| left.keys().next().copied())?;
+    let below =
+        left[&wanted].below.iter().map(|below| below.slot).filter(|slot| left.contains_key(slot)).min();
+    left.remove_entry(&below.unwrap_or(wanted))
 }
 
 /// The root is root's alone: set-id programs of images lie under it.
@@ -288,6 +305,28 @@ async fn listen(address: &Path) -> anyhow::Result<UnixListener> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_waited_for_comes_next_and_before_it_what_lies_below() {
+        let request = |below: &[u64]| AttachRequest {
+            reference: "host/name:tag".parse().unwrap(),
+            blob_digest: String::new(),
+            toc_digest: format!("sha256:{}", "0".repeat(64)).parse().unwrap(),
+            manifest_digest: None,
+            neighbours: Vec::new(),
+            prefetch_bytes: None,
+            fill: None,
+            below: below.iter().map(|&slot| fusefs::Below { slot, dir: "/".into() }).collect(),
+        };
+        let mut left: BTreeMap<u64, AttachRequest> =
+            [(1, &[][..]), (2, &[1]), (3, &[]), (4, &[3]), (5, &[4, 3])]
+                .map(|(slot, below)| (slot, request(below)))
+                .into();
+        let mut order = |awaited| next(&mut left, awaited).map(|(slot, _)| slot);
+        assert_eq!(order(None), Some(1));
+        assert_eq!([order(Some(5)), order(Some(5)), order(Some(5))], [Some(3), Some(4), Some(5)]);
+        assert_eq!([order(Some(9)), order(None)], [Some(2), None]);
+    }
 
     #[test]
     fn a_root_has_one_daemon_and_the_second_is_told_which() {

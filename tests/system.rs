@@ -25,6 +25,8 @@ use support::{
     system::{self, Containerd, Cri, DockerRegistry, Form, Image, Lazurite, SNAPSHOTTER},
 };
 
+#[path = "system/endurance.rs"]
+mod endurance;
 #[path = "system/survival.rs"]
 mod survival;
 
@@ -48,7 +50,9 @@ impl Stand {
             return None;
         }
         let dir = guard::temp_dir();
-        let lazurite = Lazurite::start(Path::new(BINARY), &dir.path().join("lazurite"), config);
+        // A release build's, to see how long things take.
+        let binary = std::env::var_os("LAZURITE_BINARY").unwrap_or_else(|| BINARY.into());
+        let lazurite = Lazurite::start(Path::new(&binary), &dir.path().join("lazurite"), config);
         let containerd = Containerd::start(&dir.path().join("containerd"), &lazurite.socket(), Cri::Off);
         let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64;
         Some(Stand { containerd, lazurite, dir, started })

@@ -202,7 +202,7 @@ struct Open {
 }
 
 impl Plane {
-    /// Sets up what serves, without serving yet: slots are restored before [`Plane::serve`]. Needs no network. Call it on a
+    /// Sets up what serves, without serving yet: slots that will be restored are expected before [`Plane::serve`]. Needs no network. Call it on a
     /// tokio runtime.
     pub fn start(config: PlaneConfig, registry: Registry) -> io::Result<Arc<Plane>> {
         let mountpoint = config.root.join("mnt");
@@ -240,7 +240,7 @@ impl Plane {
     }
 
     /// Goes on with the mount that an earlier process has left to the keeper, or clears what is left and mounts; serves. The
-    /// slots must be filled before: a request for one that is empty fails.
+    /// slots must be filled or expected before: a request for one that is neither fails.
     ///
     /// # Errors
     ///
@@ -354,24 +354,44 @@ impl Plane {
     }
 
     /// Opens layers that will be restored, several at a time, so that restoring them takes no time.
-    pub async fn open_local(self: &Arc<Self>, requests: &[AttachRequest]) {
-        let opening = requests.iter().map(|request| async {
-            let spec = spec_of(request);
-            let lock = self.lock(spec.toc_digest);
-            let _locked = lock.lock().await;
-            // One that is not here is found missing again.
-            let _ = self.open_here(&spec).await;
+    pub async fn open_local(self: Arc<Self>, requests: Vec<AttachRequest>) {
+        let opening = requests.into_iter().map(|request| {
+            let plane = self.clone();
+            async move {
+                let spec = spec_of(&request);
+                let lock = plane.lock(spec.toc_digest);
+                let _locked = lock.lock().await;
+                // One that is not here is found missing again.
+                let _ = plane.open_here(&spec).await;
+            }
         });
         stream::iter(opening).buffer_unordered(PARALLEL_OPENS).collect::<()>().await;
     }
 
-    /// Shows a layer in a slot again after a restart, from its directory alone. Lower slots must come first.
+    /// These slots will be restored: who asks for one waits until it is, or cannot be.
+    pub fn expect(&self, slots: impl IntoIterator<Item = u64>) {
+        self.slots.expect(slots.into_iter().filter_map(|slot| u32::try_from(slot).ok()));
+    }
+
+    /// A slot that was expected cannot be restored.
+    pub fn give_up(&self, slot: u64) {
+        drop(u32::try_from(slot).map(|slot| Arrived(&self.slots, slot)));
+    }
+
+    /// An expected slot that somebody waits for.
+    pub fn awaited(&self) -> Option<u64> {
+        self.slots.awaited().map(u64::from)
+    }
+
+    /// Shows a layer in an expected slot again after a restart, from its directory alone. Lower slots must come first.
     pub async fn restore(
         self: &Arc<Self>,
         slot: u64,
         request: &AttachRequest,
     ) -> Result<Attached, AttachError> {
         let slot = u32::try_from(slot).ok().filter(|&s| s > 0).ok_or(AttachError::Slot(slot))?;
+        // Whatever becomes of it, nobody waits any longer.
+        let _arrived = Arrived(&self.slots, slot);
         let spec = spec_of(request);
         let lock = self.lock(spec.toc_digest);
         let locked = lock.lock().await;
@@ -708,6 +728,15 @@ impl Plane {
         let trash = self.trash_name();
         fs::rename(path, &trash)?;
         if trash.is_dir() { fs::remove_dir_all(trash) } else { fs::remove_file(trash) }
+    }
+}
+
+/// Ends the waiting for a slot.
+struct Arrived<'a>(&'a Slots, u32);
+
+impl Drop for Arrived<'_> {
+    fn drop(&mut self) {
+        self.0.arrived(self.1);
     }
 }
 

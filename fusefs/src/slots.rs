@@ -2,26 +2,84 @@
 //!
 //! A slot is named by the number of the snapshot that asked for it, and never reused, so that nothing the kernel
 //! remembers of a slot can ever come to mean another layer. Lookups are lock-free; changes copy the table.
+//!
+//! After a start, slots are *expected* until they are filled from disk again: who asks for one waits, and it comes next.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use arc_swap::ArcSwap;
+use parking_lot::{Condvar, Mutex};
 
 use crate::{index::Node, layer::Layer, view::View};
 
 /// The table of slots.
 #[derive(Debug, Default)]
-pub struct Slots(ArcSwap<HashMap<u32, Arc<View>>>);
+pub struct Slots {
+    table: ArcSwap<HashMap<u32, Arc<View>>>,
+    expected: Mutex<Expected>,
+    /// Some slot is no longer expected.
+    arrived: Condvar,
+}
+
+/// Slots that will be filled from disk in a moment, and which of them somebody waits for.
+#[derive(Debug, Default)]
+struct Expected {
+    slots: HashSet<u32>,
+    awaited: Vec<u32>,
+}
 
 impl Slots {
     /// What a slot shows.
     pub fn get(&self, slot: u32) -> Option<Arc<View>> {
-        self.0.load().get(&slot).cloned()
+        self.table.load().get(&slot).cloned()
+    }
+
+    /// What a slot shows, once that is known. Waits for the disk at most: never called by whoever fills expected slots.
+    pub fn await_slot(&self, slot: u32) -> Option<Arc<View>> {
+        self.get(slot).or_else(|| {
+            let mut expected = self.expected.lock();
+            if expected.slots.contains(&slot) {
+                expected.awaited.push(slot);
+            }
+            while expected.slots.contains(&slot) {
+                self.arrived.wait(&mut expected);
+            }
+            self.get(slot)
+        })
+    }
+
+    /// Waits until no slot is expected any more.
+    pub fn await_all(&self) {
+        let mut expected = self.expected.lock();
+        while !expected.slots.is_empty() {
+            self.arrived.wait(&mut expected);
+        }
+    }
+
+    /// Slots that will be filled, or given up with [`Slots::arrived`].
+    pub fn expect(&self, slots: impl IntoIterator<Item = u32>) {
+        self.expected.lock().slots.extend(slots);
+    }
+
+    /// A slot was filled, or will not be.
+    pub fn arrived(&self, slot: u32) {
+        let mut expected = self.expected.lock();
+        expected.slots.remove(&slot);
+        expected.awaited.retain(|awaited| *awaited != slot);
+        self.arrived.notify_all();
+    }
+
+    /// An expected slot that somebody waits for.
+    pub fn awaited(&self) -> Option<u32> {
+        self.expected.lock().awaited.first().copied()
     }
 
     /// Fills a slot.
     pub fn insert(&self, slot: u32, view: &Arc<View>) {
-        self.0.rcu(|old| {
+        self.table.rcu(|old| {
             let mut new = HashMap::clone(old);
             new.insert(slot, view.clone());
             new
@@ -30,7 +88,7 @@ impl Slots {
 
     /// Empties a slot; what was in it.
     pub fn remove(&self, slot: u32) -> Option<Arc<View>> {
-        let old = self.0.rcu(|old| {
+        let old = self.table.rcu(|old| {
             let mut new = HashMap::clone(old);
             new.remove(&slot);
             new
@@ -48,7 +106,7 @@ impl Slots {
 
     /// All slots in use, ascending.
     pub fn all(&self) -> Vec<(u32, Arc<View>)> {
-        let mut all: Vec<_> = self.0.load().iter().map(|(slot, view)| (*slot, view.clone())).collect();
+        let mut all: Vec<_> = self.table.load().iter().map(|(slot, view)| (*slot, view.clone())).collect();
         all.sort_by_key(|(slot, _)| *slot);
         all
     }
@@ -56,7 +114,7 @@ impl Slots {
     /// Whether any slot shows the layer.
     pub fn shows(&self, layer: &Layer) -> bool {
         let digest = layer.digest();
-        self.0.load().values().any(|view| view.layer().digest() == digest)
+        self.table.load().values().any(|view| view.layer().digest() == digest)
     }
 }
 
@@ -84,6 +142,28 @@ pub fn parse(name: &[u8]) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_asks_for_an_expected_slot_waits_until_it_has_arrived_or_is_given_up() {
+        let slots = Slots::default();
+        assert!(slots.await_slot(1).is_none(), "nobody expects it");
+        slots.expect([1, 2, 3]);
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| slots.await_slot(2));
+            let all = scope.spawn(|| slots.await_all());
+            while slots.awaited() != Some(2) {
+                std::thread::yield_now();
+            }
+            slots.arrived(1);
+            assert!(!waiter.is_finished());
+            slots.arrived(2);
+            assert!(waiter.join().unwrap().is_none(), "given up");
+            assert_eq!(slots.awaited(), None);
+            assert!(!all.is_finished());
+            slots.arrived(3);
+            all.join().unwrap();
+        });
+    }
 
     #[test]
     fn slot_names_have_one_spelling() {

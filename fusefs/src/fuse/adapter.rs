@@ -118,7 +118,7 @@ impl Adapter {
 
     fn node(&self, ino: INodeNo) -> Result<(u32, Arc<View>, Node), Errno> {
         let (slot, node) = slots::split(ino.0);
-        let view = self.slots.get(slot).ok_or(Errno::ESTALE)?;
+        let view = self.slots.await_slot(slot).ok_or(Errno::ESTALE)?;
         Ok((slot, view, node))
     }
 
@@ -135,7 +135,7 @@ impl Adapter {
         if parent.0 == ROOT_INO {
             // Not found is not remembered here: slots come.
             let slot = slots::parse(name.as_bytes()).ok_or(Errno::ENOENT)?;
-            let view = self.slots.get(slot).ok_or(Errno::ENOENT)?;
+            let view = self.slots.await_slot(slot).ok_or(Errno::ENOENT)?;
             let attr = view.attr(0).ok_or(Errno::ESTALE)?;
             return Ok((FOREVER, file_attr(slot, 0, &attr)));
         }
@@ -162,6 +162,7 @@ impl Adapter {
                     return Ok(());
                 }
             }
+            self.slots.await_all();
             for (slot, view) in self.slots.all().into_iter().filter(|(slot, _)| u64::from(*slot) + 2 > offset)
             {
                 let attr = || (FOREVER, view.attr(0).map_or(root_attr(), |a| file_attr(slot, 0, &a)));

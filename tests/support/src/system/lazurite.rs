@@ -77,6 +77,17 @@ impl Lazurite {
         }
     }
 
+    /// Ends it as a crash of its own does, with SIGABRT.
+    ///
+    /// # Panics
+    /// If it does not end.
+    pub fn crash(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.signal(rustix::process::Signal::ABORT).expect("the daemon runs");
+            assert!(matches!(process.wait_exit(PATIENCE), Ok(Some(_))), "the daemon outlives SIGABRT");
+        }
+    }
+
     /// Starts it again after [`Lazurite::stop`] or [`Lazurite::kill`], on the same data.
     ///
     /// # Panics
