@@ -62,6 +62,8 @@ section! {
         fetch: FetchLimits,
         /// What is kept on disk.
         cache: CacheLimits,
+        /// For whoever watches the node.
+        health: Health,
         /// Deadlines and retries of downloads.
         blob: Blob,
         /// Registries and mirrors.
@@ -104,6 +106,15 @@ section! {
         max_bytes: u64 = 0,
         /// How much is pushed out at a time: down to this share of max_bytes, in percent.
         low_water_percent: u64 = 90,
+    }
+}
+
+section! {
+    /// For whoever watches the node.
+    "health" => Health {
+        /// Address and port (127.0.0.1:9099) where `GET /healthz` says 200 as long as the mount of lazy layers answers,
+        /// and 503 with the reason when it does not. Empty: nowhere.
+        address: String = String::new(),
     }
 }
 

@@ -4,6 +4,7 @@
 //! plane into the control plane. Start needs no network: layers come back from their indexes.
 
 mod control;
+mod health;
 mod keeper;
 mod memory;
 mod plane;
@@ -97,6 +98,9 @@ async fn serve(config: &Config, root: &Path, registry: Registry) -> anyhow::Resu
 
     tokio::spawn(memory::keep_small(plane.clone()));
     tokio::spawn(watchdog::watch(plane.clone()));
+    if !config.health.address.is_empty() {
+        health::serve(&config.health.address, plane.clone()).await?;
+    }
 
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -21,12 +21,7 @@ pub async fn watch(plane: Arc<Plane>) {
     let mut tick = tokio::time::interval(limit / 2);
     loop {
         tick.tick().await;
-        // One that was drained has no mount to look through.
-        let answered = match plane.is_serving() {
-            true => answers(&plane.mountpoint(), limit / 4).await,
-            false => Ok(()),
-        };
-        match answered {
+        match look(&plane, limit / 4).await {
             Ok(()) => {
                 let _ = sd_notify::notify(&[NotifyState::Watchdog]);
             }
@@ -35,6 +30,15 @@ pub async fn watch(plane: Arc<Plane>) {
             }
         }
     }
+}
+
+/// Looks through the mount, if there is one: one that was drained has none.
+///
+/// # Errors
+///
+/// It does not answer within the limit.
+pub async fn look(plane: &Plane, limit: Duration) -> anyhow::Result<()> {
+    if plane.is_serving() { answers(&plane.mountpoint(), limit).await } else { Ok(()) }
 }
 
 async fn answers(mountpoint: &Path, limit: Duration) -> anyhow::Result<()> {

@@ -393,3 +393,26 @@ fn a_service_manager_keeps_the_mount_of_a_daemon_that_is_killed() {
     assert_eq!(manager.stored.len(), 0);
     assert!(daemon.wait_exit(LIMIT).unwrap().unwrap().success());
 }
+
+#[test]
+fn whoever_watches_the_node_is_told_whether_the_mount_answers() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let Some(stand) = Stand::new(&format!("[health]\naddress = \"127.0.0.1:{port}\"\n")) else { return };
+    let ask = |request: &str| {
+        use std::io::{Read as _, Write as _};
+        let mut connection = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        connection.set_read_timeout(Some(LIMIT)).unwrap();
+        write!(connection, "{request} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    assert!(ask("GET /healthz").starts_with("HTTP/1.1 200 OK"), "{}", ask("GET /healthz"));
+    assert!(ask("GET /other").starts_with("HTTP/1.1 404"));
+    assert!(ask("POST /healthz").starts_with("HTTP/1.1 405"));
+    let unmounted =
+        Command::new("umount").arg("--lazy").arg(stand.lazurite.root().join("mnt")).status().unwrap();
+    assert!(unmounted.success());
+    assert!(guard::eventually(LIMIT, || ask("GET /healthz").starts_with("HTTP/1.1 503")));
+    assert!(ask("GET /healthz").contains("the mount does not answer"), "{}", ask("GET /healthz"));
+}
