@@ -8,10 +8,10 @@ mod health;
 mod keeper;
 mod memory;
 mod plane;
+mod restore;
 mod watchdog;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
     fs::{self, DirBuilder, File, Permissions},
     io::{Read as _, Seek as _, SeekFrom, Write as _},
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
@@ -21,7 +21,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use fusefs::{AttachRequest, Plane};
+use fusefs::Plane;
 use registry::Registry;
 use rustix::fs::FlockOperation;
 use rustix::process::{Pid, Signal};
@@ -34,6 +34,8 @@ use tokio::{
 use crate::config::Config;
 
 pub use control::address as control_address;
+use restore::Restoring;
+
 pub use keeper::run as keep;
 pub use watchdog::probe;
 
@@ -54,12 +56,21 @@ pub fn run(config: &Config, others: Others) -> anyhow::Result<()> {
     let root = std::path::absolute(&config.root).context("finding the root directory")?;
     create_root(&root)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("lazurite").build()?;
-    let entered = runtime.enter();
-    // Reading the system's certificates takes a while: before a daemon that is replaced stops answering.
-    let registry = Registry::new(config.registry()).context("setting up the registry client")?;
-    drop(entered);
+    // All that takes a while comes before a daemon that is replaced stops answering.
+    let prepared = async {
+        let registry = Registry::new(config.registry()).context("setting up the registry client")?;
+        let overlay = snapshotter::Config::new(&root).overlay;
+        let plane = Plane::start(plane::settings(config, &root, overlay), registry)
+            .with_context(|| format!("setting up {}", root.display()))?;
+        let known = match others {
+            Others::Stop => restore::open_ahead(&plane, &config.address, &root).await,
+            Others::Refuse => Vec::new(),
+        };
+        anyhow::Ok((plane, known))
+    };
+    let (plane, known) = runtime.block_on(prepared)?;
     let _lock = lock(&root, others)?;
-    let result = runtime.block_on(serve(config, &root, registry));
+    let result = runtime.block_on(serve(config, &root, plane, known));
     if let Ok(Mount::Left) = result {
         // What readers wait for was not answered: giving it up would be an error to them, ending is a pause.
         std::process::exit(0);
@@ -77,25 +88,37 @@ enum Mount {
     Gone,
 }
 
-async fn serve(config: &Config, root: &Path, registry: Registry) -> anyhow::Result<Mount> {
+async fn serve(config: &Config, root: &Path, plane: Arc<Plane>, known: Vec<Remote>) -> anyhow::Result<Mount> {
+    let settings = snapshotter::Config::new(root);
+    let mount = || {
+        plane
+            .serve(keeper::find(root))
+            .with_context(|| format!("mounting lazy layers under {}", root.display()))
+    };
+    // Readers wait for their own layer only, callers until all are back.
+    let mut restoring = Restoring::new(plane.clone(), root);
+    if !known.is_empty() {
+        plane.look_again();
+        plane.expect_others(true);
+        plane.expect(known.iter().map(|remote| remote.slot));
+        mount()?;
+        restoring.begin(known);
+    }
     let listener = listen(&config.address).await?;
     let control = control::address(&config.address);
     let control_listener = listen(&control).await?;
-    let settings = snapshotter::Config::new(root);
-    let plane = Plane::start(plane::settings(config, root, settings.overlay), registry)
-        .with_context(|| format!("setting up {}", root.display()))?;
     let snapshotter = Arc::new(Snapshotter::open(settings, Arc::new(plane::Port::new(plane.clone(), root)))?);
     if let Some(graduations) = plane.graduations() {
         tokio::spawn(plane::relink(graduations, snapshotter.clone()));
     }
-    // Readers wait for their own layer only; callers, who are connected already, until all are back.
-    let remotes = snapshotter.remote_snapshots().await?;
+    let remotes = restoring.left(snapshotter.remote_snapshots().await?);
     plane.expect(remotes.iter().map(|remote| remote.slot));
-    plane
-        .serve(keeper::find(root))
-        .with_context(|| format!("mounting lazy layers under {}", root.display()))?;
-    restore(&plane, root, &snapshotter, remotes).await;
-
+    plane.expect_others(false);
+    if !plane.is_serving() {
+        mount()?;
+    }
+    restoring.begin(remotes);
+    restoring.finish(&snapshotter).await;
     tokio::spawn(memory::keep_small(plane.clone()));
     tokio::spawn(watchdog::watch(plane.clone()));
     if !config.health.address.is_empty() {
@@ -112,7 +135,7 @@ async fn serve(config: &Config, root: &Path, registry: Registry) -> anyhow::Resu
         }
     };
     let mut server = tokio::spawn(snapshotter::service::serve(listener, snapshotter.clone(), shutdown()));
-    tokio::spawn(control::serve(control_listener, plane.clone(), shutdown()));
+    tokio::spawn(control::serve(control_listener, plane.clone(), snapshotter.clone(), shutdown()));
     tracing::info!(address = %config.address.display(), root = %root.display(), "serving");
     // Without systemd there is nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -153,69 +176,6 @@ async fn serve(config: &Config, root: &Path, registry: Registry) -> anyhow::Resu
         (None, true) => Ok(Mount::Left),
         (None, false) => Ok(Mount::Gone),
     }
-}
-
-/// Shows the layers of lazy snapshots again and clears what no snapshot names. A layer that is not on disk any more
-/// costs itself only: it is opened from its registry behind, for as long as that takes.
-async fn restore(
-    plane: &Arc<Plane>,
-    root: &Path,
-    snapshotter: &Snapshotter<plane::Port>,
-    remotes: Vec<Remote>,
-) {
-    let (total, snapshots) = (remotes.len(), root.join("snapshots"));
-    let mut requests = BTreeMap::new();
-    for Remote { slot, request } in remotes {
-        match plane::request(&request, &snapshots) {
-            Ok(request) => _ = requests.insert(slot, request),
-            Err(error) => {
-                tracing::warn!(slot, %error, "a lazy snapshot's record cannot be used");
-                plane.give_up(slot);
-            }
-        }
-    }
-    let wanted: HashSet<_> = requests.values().map(|request| request.toc_digest).collect();
-    let distinct: HashMap<_, _> =
-        requests.values().map(|request| (request.toc_digest, request.clone())).collect();
-    let opener = plane.clone();
-    tokio::spawn(async move { opener.open_local(distinct.into_values().collect()).await });
-    let mut restored = 0;
-    while let Some((slot, request)) = next(&mut requests, plane.awaited()) {
-        match plane.restore(slot, &request).await {
-            Ok(attached) => {
-                restored += 1;
-                // A crash may have come between the two.
-                if let Some(tree) = attached.tree
-                    && fs::read_link(snapshots.join(slot.to_string()).join("fs")).ok()
-                        != Some(plane::place(slot, Some(&tree)))
-                {
-                    plane::link(snapshotter, slot, &tree).await;
-                }
-            }
-            Err(error) => {
-                tracing::warn!(slot, layer = %request.toc_digest, %error, "not on disk; opening from the registry");
-                tokio::spawn(plane::reattach(plane.clone(), slot, request));
-            }
-        }
-    }
-    if total > 0 {
-        tracing::info!(restored, total, "lazy layers are back");
-    }
-    let collector = plane.clone();
-    tokio::task::spawn_blocking(move || {
-        if let Err(error) = collector.collect(&wanted) {
-            tracing::warn!(%error, "looking for layers nobody names");
-        }
-    });
-}
-
-/// The slot to be restored next: the one that is waited for, or the oldest; but first what lies below it, for a layer may look
-/// at that.
-fn next(left: &mut BTreeMap<u64, AttachRequest>, awaited: Option<u64>) -> Option<(u64, AttachRequest)> {
-    let wanted = awaited.filter(|slot| left.contains_key(slot)).or_else(|| left.keys().next().copied())?;
-    let below =
-        left[&wanted].below.iter().map(|below| below.slot).filter(|slot| left.contains_key(slot)).min();
-    left.remove_entry(&below.unwrap_or(wanted))
 }
 
 /// The root is root's alone: set-id programs of images lie under it.
@@ -309,28 +269,6 @@ async fn listen(address: &Path) -> anyhow::Result<UnixListener> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_is_waited_for_comes_next_and_before_it_what_lies_below() {
-        let request = |below: &[u64]| AttachRequest {
-            reference: "host/name:tag".parse().unwrap(),
-            blob_digest: String::new(),
-            toc_digest: format!("sha256:{}", "0".repeat(64)).parse().unwrap(),
-            manifest_digest: None,
-            neighbours: Vec::new(),
-            prefetch_bytes: None,
-            fill: None,
-            below: below.iter().map(|&slot| fusefs::Below { slot, dir: "/".into() }).collect(),
-        };
-        let mut left: BTreeMap<u64, AttachRequest> =
-            [(1, &[][..]), (2, &[1]), (3, &[]), (4, &[3]), (5, &[4, 3])]
-                .map(|(slot, below)| (slot, request(below)))
-                .into();
-        let mut order = |awaited| next(&mut left, awaited).map(|(slot, _)| slot);
-        assert_eq!(order(None), Some(1));
-        assert_eq!([order(Some(5)), order(Some(5)), order(Some(5))], [Some(3), Some(4), Some(5)]);
-        assert_eq!([order(Some(9)), order(None)], [Some(2), None]);
-    }
 
     #[test]
     fn a_root_has_one_daemon_and_the_second_is_told_which() {

@@ -14,7 +14,7 @@ use std::{
         Arc, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use estargz::Digest;
@@ -197,6 +197,8 @@ pub struct Plane {
 #[derive(Debug)]
 struct Open {
     layer: Arc<Layer>,
+    /// What [`Plane::stamp`] said before it was opened from disk.
+    stamp: Option<SystemTime>,
     since: Instant,
     background: bool,
 }
@@ -368,9 +370,31 @@ impl Plane {
         stream::iter(opening).buffer_unordered(PARALLEL_OPENS).collect::<()>().await;
     }
 
+    /// Another process, which has ended, went on with the layers' directories after they were opened here: what it has changed
+    /// the shape of is opened again when it is needed.
+    pub fn look_again(&self) {
+        self.open.lock().retain(|digest, open| {
+            let same = open.stamp.is_some() && open.stamp == self.stamp(*digest);
+            if same {
+                open.layer.store().count(open.layer.index());
+            }
+            same
+        });
+    }
+
+    /// When a file of a layer's directory was last made, renamed or removed.
+    fn stamp(&self, digest: Digest) -> Option<SystemTime> {
+        fs::metadata(self.layers_dir().join(digest.hex())).and_then(|dir| dir.modified()).ok()
+    }
+
     /// These slots will be restored: who asks for one waits until it is, or cannot be.
     pub fn expect(&self, slots: impl IntoIterator<Item = u64>) {
         self.slots.expect(slots.into_iter().filter_map(|slot| u32::try_from(slot).ok()));
+    }
+
+    /// Whether slots that were not named yet are expected as well.
+    pub fn expect_others(&self, others: bool) {
+        self.slots.expect_others(others);
     }
 
     /// A slot that was expected cannot be restored.
@@ -572,8 +596,9 @@ impl Plane {
             return Some(open.layer.clone());
         }
         let (resolver, job) = (self.resolver.clone(), spec.clone());
+        let stamp = self.stamp(spec.toc_digest);
         match tokio::task::spawn_blocking(move || resolver.open_local(&job)).await.ok()? {
-            Ok(layer) => Some(self.enter(layer)),
+            Ok(layer) => Some(self.enter(layer, stamp)),
             Err(AttachError::NotLocal(_)) => None,
             Err(error) => {
                 tracing::warn!(layer = %spec.toc_digest, %error, "the layer's directory cannot be used; opening it anew");
@@ -591,11 +616,11 @@ impl Plane {
         tracing::debug!(
             layer = %spec.toc_digest, source = %layer.sources().name(), nodes = layer.index().nodes(), "layer opened"
         );
-        Ok(self.enter(layer))
+        Ok(self.enter(layer, None))
     }
 
-    fn enter(&self, layer: Arc<Layer>) -> Arc<Layer> {
-        let open = Open { layer: layer.clone(), since: Instant::now(), background: false };
+    fn enter(&self, layer: Arc<Layer>, stamp: Option<SystemTime>) -> Arc<Layer> {
+        let open = Open { layer: layer.clone(), stamp, since: Instant::now(), background: false };
         self.open.lock().insert(layer.digest(), open);
         self.engine.cache().add(&layer);
         layer

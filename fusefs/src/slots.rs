@@ -28,6 +28,8 @@ pub struct Slots {
 #[derive(Debug, Default)]
 struct Expected {
     slots: HashSet<u32>,
+    /// There may be others, not known yet.
+    others: bool,
     awaited: Vec<u32>,
 }
 
@@ -41,12 +43,14 @@ impl Slots {
     pub fn await_slot(&self, slot: u32) -> Option<Arc<View>> {
         self.get(slot).or_else(|| {
             let mut expected = self.expected.lock();
-            if expected.slots.contains(&slot) {
-                expected.awaited.push(slot);
-            }
-            while expected.slots.contains(&slot) {
+            // It may have arrived while the lock was waited for.
+            while self.get(slot).is_none() && (expected.others || expected.slots.contains(&slot)) {
+                if !expected.awaited.contains(&slot) {
+                    expected.awaited.push(slot);
+                }
                 self.arrived.wait(&mut expected);
             }
+            expected.awaited.retain(|awaited| *awaited != slot);
             self.get(slot)
         })
     }
@@ -54,7 +58,7 @@ impl Slots {
     /// Waits until no slot is expected any more.
     pub fn await_all(&self) {
         let mut expected = self.expected.lock();
-        while !expected.slots.is_empty() {
+        while expected.others || !expected.slots.is_empty() {
             self.arrived.wait(&mut expected);
         }
     }
@@ -64,17 +68,23 @@ impl Slots {
         self.expected.lock().slots.extend(slots);
     }
 
+    /// Whether slots that nobody has named yet are expected as well.
+    pub fn expect_others(&self, others: bool) {
+        self.expected.lock().others = others;
+        self.arrived.notify_all();
+    }
+
     /// A slot was filled, or will not be.
     pub fn arrived(&self, slot: u32) {
         let mut expected = self.expected.lock();
         expected.slots.remove(&slot);
-        expected.awaited.retain(|awaited| *awaited != slot);
         self.arrived.notify_all();
     }
 
     /// An expected slot that somebody waits for.
     pub fn awaited(&self) -> Option<u32> {
-        self.expected.lock().awaited.first().copied()
+        let expected = self.expected.lock();
+        expected.awaited.iter().copied().find(|slot| expected.slots.contains(slot))
     }
 
     /// Fills a slot.
@@ -162,6 +172,18 @@ mod tests {
             assert!(!all.is_finished());
             slots.arrived(3);
             all.join().unwrap();
+        });
+        slots.expect_others(true);
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| slots.await_slot(7));
+            slots.expect([7]);
+            while slots.awaited() != Some(7) {
+                std::thread::yield_now();
+            }
+            slots.expect_others(false);
+            assert!(!waiter.is_finished(), "it was named meanwhile");
+            slots.arrived(7);
+            assert!(waiter.join().unwrap().is_none());
         });
     }
 

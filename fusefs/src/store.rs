@@ -94,18 +94,25 @@ impl Store {
         if durable == Durable::All {
             filled.set_all();
         }
-        let bytes = (0..index.chunks()).filter(|&c| filled.has(c)).map(|c| index.chunk(c).spec.size).sum();
-        Ok(Store {
+        let store = Store {
             data,
             filled,
-            bytes: AtomicU64::new(bytes),
+            bytes: AtomicU64::new(0),
             dir: dir.to_owned(),
             moved: Moved::of(dir),
             evictions: AtomicU64::new(0),
             evict_next: AtomicU32::new(0),
             frozen: RwLock::new(false),
             retired: AtomicBool::new(false),
-        })
+        };
+        store.count(index);
+        Ok(store)
+    }
+
+    /// Counts anew what is filled: at the beginning, and after another process was at it.
+    pub(crate) fn count(&self, index: &Index) {
+        let filled = (0..index.chunks()).filter(|&c| self.has(c)).map(|c| index.chunk(c).spec.size);
+        self.bytes.store(filled.sum(), Ordering::Relaxed);
     }
 
     /// The layer's directory.

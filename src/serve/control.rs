@@ -10,11 +10,14 @@ use fusefs::{Evicted, Plane};
 use proto::control::control_server::{Control, ControlServer};
 use proto::control::{
     self, DrainRequest, DrainResponse, EvictRequest, EvictResponse, Layer, ListLayersRequest,
-    ListLayersResponse, State,
+    ListLayersResponse, ListSlotsRequest, ListSlotsResponse, Slot, State,
 };
+use snapshotter::Snapshotter;
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status};
+
+use super::plane::Port;
 
 /// The control socket of the daemon whose socket for containerd is `address`.
 pub fn address(address: &Path) -> PathBuf {
@@ -24,9 +27,14 @@ pub fn address(address: &Path) -> PathBuf {
 }
 
 /// Serves until `shutdown` is ready.
-pub async fn serve(listener: UnixListener, plane: Arc<Plane>, shutdown: impl Future<Output = ()>) {
+pub async fn serve(
+    listener: UnixListener,
+    plane: Arc<Plane>,
+    snapshotter: Arc<Snapshotter<Port>>,
+    shutdown: impl Future<Output = ()>,
+) {
     let served = tonic::transport::Server::builder()
-        .add_service(ControlServer::new(Service { plane }))
+        .add_service(ControlServer::new(Service { plane, snapshotter }))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown)
         .await;
     if let Err(error) = served {
@@ -36,6 +44,7 @@ pub async fn serve(listener: UnixListener, plane: Arc<Plane>, shutdown: impl Fut
 
 struct Service {
     plane: Arc<Plane>,
+    snapshotter: Arc<Snapshotter<Port>>,
 }
 
 #[tonic::async_trait]
@@ -56,6 +65,18 @@ impl Control for Service {
         let busy = busy.map_err(|error| Status::internal(format!("the mount table: {error}")))?;
         let busy = busy.iter().map(|path| path.display().to_string()).collect();
         Ok(Response::new(DrainResponse { busy }))
+    }
+
+    async fn list_slots(&self, _: Request<ListSlotsRequest>) -> Result<Response<ListSlotsResponse>, Status> {
+        let internal = |error: String| Status::internal(error);
+        let remotes =
+            self.snapshotter.remote_snapshots().await.map_err(|error| internal(error.to_string()))?;
+        let slots = remotes
+            .iter()
+            .map(|remote| Ok(Slot { slot: remote.slot, layer: serde_json::to_vec(&remote.request)? }))
+            .collect::<Result<_, serde_json::Error>>()
+            .map_err(|error| internal(error.to_string()))?;
+        Ok(Response::new(ListSlotsResponse { slots }))
     }
 
     async fn evict(&self, request: Request<EvictRequest>) -> Result<Response<EvictResponse>, Status> {
