@@ -8,6 +8,7 @@ use crate::Error;
 use crate::auth::{self, Auth, Grant, Site};
 use crate::config::Config;
 use crate::hosts::{self, Endpoint, HostBook, HostTag, Standing};
+use crate::origin::Capability;
 use crate::retry::{self, Cause, Next, Policy, Round, Verdict, classify};
 use crate::secret::SignedUrl;
 use crate::source::{Name, Source};
@@ -140,7 +141,7 @@ impl Exchange {
     pub(crate) fn new(config: Config) -> Result<Self, Error> {
         let config = config.bounded();
         for origin in config.hosts.keys() {
-            hosts::endpoints(origin, &config)?;
+            hosts::endpoints(origin, &config, None, Capability::Pull)?;
         }
         let transport = Transport::new(&config)?;
         let auth = Auth::new(transport.clone(), &config.docker_config);
@@ -271,7 +272,8 @@ impl Exchange {
             if !ask.reads() && url.reveals(&endpoint.base) {
                 return Err(Cause::Nonsense(format!("uploads are to go to {url}, which is not https")));
             }
-            let mut request = self.transport.client().request(ask.method.clone(), url.expose().clone());
+            let client = self.transport.client(endpoint, &url)?;
+            let mut request = client.request(ask.method.clone(), url.expose().clone());
             if own {
                 request = request.headers(auth::own_headers(endpoint, grant));
             }
@@ -285,7 +287,7 @@ impl Exchange {
             let half = retry::share(deadline.saturating_duration_since(now), 1);
             let (patience, limit) = match ask.method {
                 Method::PUT | Method::PATCH => (half, now + half),
-                _ => (endpoint.first_byte_timeout, deadline),
+                _ => (endpoint.patience(), deadline),
             };
             let response = self.transport.send(request, patience, limit).await?;
             let status = response.status();
