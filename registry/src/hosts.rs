@@ -143,7 +143,14 @@ pub(crate) fn endpoints(
     }
     if now.server.can(wanted) {
         let (tag, base) = match &now.server.base {
-            Some(base) => (tag_of(base), base.clone()),
+            Some(base) => {
+                let mut base = base.clone();
+                if fixed.insecure && is_itself(origin, &base) {
+                    // From one of the two to the other it always may be changed.
+                    let _ = base.set_scheme("http");
+                }
+                (tag_of(&base), base)
+            }
             None => {
                 let host = address(origin);
                 let scheme = match &now.server.tls {
@@ -199,11 +206,7 @@ fn tag_of(base: &Url) -> HostTag {
 /// A host asked for the objects of `origin`, with the usual settings. A host that is not the origin is told for whom it
 /// is asked and has a login of its own.
 fn endpoint(origin: &str, tag: HostTag, base: Url, config: &Config) -> Endpoint {
-    let itself = [origin, address(origin)].iter().any(|name| {
-        Url::parse(&format!("{}://{name}", base.scheme())).is_ok_and(|url| {
-            url.host() == base.host() && url.port_or_known_default() == base.port_or_known_default()
-        })
-    });
+    let itself = is_itself(origin, &base);
     Endpoint {
         headers: HeaderMap::new(),
         namespace: (!itself).then(|| origin.to_owned()),
@@ -215,6 +218,15 @@ fn endpoint(origin: &str, tag: HostTag, base: Url, config: &Config) -> Endpoint 
         tag,
         base,
     }
+}
+
+/// Whether the host at `base` is the one that references to `origin` mean.
+fn is_itself(origin: &str, base: &Url) -> bool {
+    [origin, address(origin)].iter().any(|name| {
+        Url::parse(&format!("{}://{name}", base.scheme())).is_ok_and(|url| {
+            url.host() == base.host() && url.port_or_known_default() == base.port_or_known_default()
+        })
+    })
 }
 
 fn set(endpoint: Endpoint, settings: &HostSettings) -> Endpoint {
@@ -434,6 +446,11 @@ mod tests {
         assert_eq!(base(&config), "https://localhost:5000/v2");
         config.hosts.insert("localhost:5000".into(), HostConfig { insecure: true, mirrors: vec![] });
         assert_eq!(base(&config), "http://localhost:5000/v2");
+        now.server = HostSettings::at("https://localhost:5000", Root::Standard).unwrap();
+        assert_eq!(
+            pulled("localhost:5000", &config, Some(&now)).unwrap()[0].base.as_str(),
+            "http://localhost:5000/v2"
+        );
     }
 
     #[test]
