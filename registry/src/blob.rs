@@ -99,10 +99,17 @@ impl Blob {
         if length == 0 {
             return Ok(Served { bytes: Bytes::new(), host: self.first_host() });
         }
-        let source = self.current()?;
         let want = Want::Range { range, arrived: options.arrived.as_deref() };
-        let delivery = self.exchange.fetch(&source, &want, options.deadline, options.avoid.as_ref()).await?;
-        Ok(Served { bytes: delivery.bytes, host: delivery.host })
+        loop {
+            let source = self.current()?;
+            let fetched = self.exchange.fetch(&source, &want, options.deadline, options.avoid.as_ref()).await;
+            match fetched {
+                Ok(delivery) => return Ok(Served { bytes: delivery.bytes, host: delivery.host }),
+                // Whoever sees to it that there are other hosts does so for those who wait, too.
+                Err(_) if Instant::now() < options.deadline && source.is_outdated(&self.exchange.config) => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// The whole blob from its first byte on, verified at its end. Its size must be known.

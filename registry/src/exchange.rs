@@ -152,7 +152,7 @@ impl Exchange {
     pub(crate) fn rounds<'a>(&'a self, job: Job<'a>) -> Rounds<'a> {
         let failures: Vec<Option<Cause>> = job.source.endpoints.iter().map(|_| None).collect();
         let queue = self.queue(&job, &failures);
-        Rounds { exchange: self, job, number: 0, queue, failures, again: false }
+        Rounds { exchange: self, job, number: 0, queue, failures, again: false, ends_outdated: false }
     }
 
     /// The endpoints to ask in this round, the last one first.
@@ -332,9 +332,16 @@ pub(crate) struct Rounds<'a> {
     failures: Vec<Option<Cause>>,
     /// There was a visit before.
     again: bool,
+    /// Whoever has it done begins anew when the hosts have changed.
+    ends_outdated: bool,
 }
 
 impl<'a> Rounds<'a> {
+    /// Gives up after a wait if something else is known of the hosts by then.
+    pub(crate) fn until_outdated(self) -> Self {
+        Self { ends_outdated: true, ..self }
+    }
+
     /// The next host's turn, after a wait if all have had theirs. An error when it is no use going on.
     pub(crate) async fn next(&mut self) -> Result<Visit<'a>, Error> {
         let (exchange, job) = (self.exchange, self.job);
@@ -357,7 +364,12 @@ impl<'a> Rounds<'a> {
                 return Ok(Visit { job, index, others: self.queue.len() });
             }
             match exchange.after_round(&job, &self.failures, self.number) {
-                Next::Wait(wait) => sleep(wait).await,
+                Next::Wait(wait) => {
+                    sleep(wait).await;
+                    if self.ends_outdated && job.source.is_outdated(&exchange.config) {
+                        return Err(self.report());
+                    }
+                }
                 Next::GiveUp => return Err(self.report()),
             }
             self.number += 1;

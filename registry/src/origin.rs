@@ -99,6 +99,10 @@ impl HostSettings {
         if base.query().is_some() || base.fragment().is_some() {
             return Err(bad("must be a scheme, a host and a path only"));
         }
+        // Its own website answers there; containerd's documentation writes it all the same.
+        if base.host_str() == Some("docker.io") {
+            let _ = base.set_host(Some("registry-1.docker.io"));
+        }
         let path = base.path().trim_end_matches('/').to_owned();
         let path = match root {
             Root::Standard if !path.ends_with("/v2") => format!("{path}/v2"),
@@ -154,6 +158,23 @@ impl fmt::Debug for HostSettings {
     }
 }
 
+impl fmt::Display for HostSettings {
+    /// Where it is, and what it may be asked for if that is not everything.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.base.as_ref().map_or("the registry itself", Url::as_str))?;
+        let all = [Capability::Pull, Capability::Resolve, Capability::Push];
+        let can: Vec<&str> = all.into_iter().filter(|&one| self.can(one)).map(Capability::as_str).collect();
+        if can.len() < all.len() { write!(f, " ({})", can.join(", ")) } else { Ok(()) }
+    }
+}
+
+impl fmt::Display for OriginHosts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.hosts.iter().try_for_each(|host| write!(f, "{host}, "))?;
+        write!(f, "{}", self.server)
+    }
+}
+
 /// Adds a header whose value prints nothing.
 pub(crate) fn add_header(headers: &mut HeaderMap, name: &str, value: &str) -> Result<(), &'static str> {
     let name: HeaderName = name.parse().map_err(|_| "not a header name")?;
@@ -177,6 +198,7 @@ mod tests {
             ("https://m.example/v2/proxy", Root::Standard, "https://m.example/v2/proxy/v2"),
             ("https://m.example/v2/proxy", Root::Given, "https://m.example/v2/proxy"),
             ("https://m.example", Root::Given, "https://m.example/"),
+            ("https://docker.io", Root::Standard, "https://registry-1.docker.io/v2"),
             ("http://[::1]:5000", Root::Standard, "http://[::1]:5000/v2"),
         ] {
             let settings = HostSettings::at(url, root).unwrap();
@@ -205,5 +227,9 @@ mod tests {
         assert!(settings.can(Capability::Push));
         settings.set_capabilities(&[Capability::Pull]);
         assert!(settings.can(Capability::Pull) && !settings.can(Capability::Resolve));
+        let hosts = vec![HostSettings::at("m.example", Root::Standard).unwrap(), settings];
+        let hosts = OriginHosts { hosts, server: HostSettings::default() };
+        let expected = "https://m.example/v2, the registry itself (pull), the registry itself";
+        assert_eq!(hosts.to_string(), expected);
     }
 }

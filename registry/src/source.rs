@@ -102,20 +102,24 @@ impl Source {
         })
     }
 
+    /// What is known of its hosts now, if that is not what it goes by.
+    fn news(&self, config: &Config) -> Option<Arc<OriginHosts>> {
+        let known =
+            |hosts: &Arc<OriginHosts>| self.hosts.as_ref().is_some_and(|known| Arc::ptr_eq(hosts, known));
+        config.hosts_now(&self.origin).filter(|hosts| !known(hosts))
+    }
+
+    /// Whether something else is known of its hosts by now.
+    pub(crate) fn is_outdated(&self, config: &Config) -> bool {
+        self.news(config).is_some()
+    }
+
     /// The same object by what is known of its hosts now, if that has changed. What was learnt at hosts that stay
     /// is kept.
     pub(crate) fn renewed(&self, config: &Config) -> Result<Option<Self>, Error> {
-        let hosts = config.hosts_now(&self.origin);
-        let same = match (&hosts, &self.hosts) {
-            (Some(hosts), Some(known)) => Arc::ptr_eq(hosts, known),
-            (None, None) => true,
-            _ => false,
-        };
-        if same {
-            return Ok(None);
-        }
+        let Some(hosts) = self.news(config) else { return Ok(None) };
         let wanted = wanted(&self.name, &self.access);
-        let mut endpoints = hosts::endpoints(&self.origin, config, hosts.as_deref(), wanted)?;
+        let mut endpoints = hosts::endpoints(&self.origin, config, Some(&hosts), wanted)?;
         let known = self.routes.lock();
         let routes = endpoints.iter_mut().map(|endpoint| {
             let stays = self.endpoints.iter().zip(&*known).find(|(before, _)| *before == endpoint);
@@ -130,7 +134,7 @@ impl Source {
             repository: self.repository.clone(),
             access: self.access.clone(),
             name: self.name.clone(),
-            hosts,
+            hosts: Some(hosts),
             endpoints,
             routes,
             given_size: self.given_size,

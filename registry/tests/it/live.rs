@@ -164,6 +164,21 @@ async fn a_change_is_used_by_the_next_read_of_an_open_blob() {
 }
 
 #[tokio::test]
+async fn a_read_that_waits_goes_by_a_change() {
+    let ([mirror, origin], blob, _) = alike(&content(10));
+    let (told, settings) = told(vec![], HostSettings::default());
+    let registry = Registry::new(Config { retries: u32::MAX, ..settings }).unwrap();
+    let opened = registry.blob(&reference(&origin), &blob, Some(10)).unwrap();
+    origin.stop();
+    let reading = tokio::spawn(async move { read(&opened).await });
+    while registry.counters().snapshot().retries < 2 {
+        tokio::task::yield_now().await;
+    }
+    told.tell(vec![at(&mirror)], HostSettings::default());
+    assert_eq!(reading.await.unwrap(), mirror.host());
+}
+
+#[tokio::test]
 async fn a_host_refused_once_is_asked_again_when_its_settings_change() {
     let (server, digest) = serving(&content(10));
     let (origin, _) = serving(&content(10));
