@@ -88,7 +88,7 @@ impl Known {
                 notices.iter().for_each(|notice| tracing::warn!("{notice}"));
                 // Whoever holds the settings need not make anything new of the same.
                 if hosts != *self.hosts {
-                    tracing::info!(registry = origin, ?hosts, "hosts of a registry");
+                    tracing::info!(registry = origin, %hosts, "hosts are asked in this order from now on");
                     self.hosts = Arc::new(hosts);
                 }
             }

@@ -151,6 +151,10 @@ impl Reader<'_> {
                 }
                 "header" => self.headers(value, &here, &mut found.settings)?,
                 "override_path" => {}
+                "rewrite" => {
+                    let what = format!("{here} is k3s' own and not followed: names stay as they are");
+                    self.notices.push(Notice::at(self.file, self.text, key.span().start, what));
+                }
                 "dial_timeout" => {
                     let text = self.string(value, &here)?;
                     if !text.is_empty() {

@@ -151,7 +151,8 @@ fn complaints_name_file_line_and_key() {
 #[test]
 fn unknown_keys_are_named_with_the_nearest() {
     let (_, notices) = read(
-        "sever = 'x'\nfoo = 1\n[host.'https://h']\nskip_verfy = true\ncapabilites = []\n[host.'https://h'.mirror]\n",
+        "sever = 'x'\nfoo = 1\n[host.'https://h']\nskip_verfy = true\ncapabilites = []\n[host.'https://h'.mirror]\n\
+         [host.'https://h'.rewrite]\n'a' = 'b'\n",
     );
     assert_eq!(
         notices,
@@ -161,6 +162,7 @@ fn unknown_keys_are_named_with_the_nearest() {
             "hosts.toml:4: unknown key host.\"https://h\".skip_verfy, ignored; did you mean skip_verify?",
             "hosts.toml:5: unknown key host.\"https://h\".capabilites, ignored; did you mean capabilities?",
             "hosts.toml:6: unknown table host.\"https://h\".mirror, ignored",
+            "hosts.toml:7: host.\"https://h\".rewrite is k3s' own and not followed: names stay as they are",
         ]
     );
 }
