@@ -5,7 +5,7 @@
 //!
 //! The system's authorities are always trusted; a host's own come on top. Two things go beyond rustls' rules,
 //! because registries with a certificate of their own making are set up like that and containerd takes them: a
-//! certificate that is listed as an authority may be the server's own, and of several client certificates the one
+//! certificate that is trusted as an authority may be the server's own, and of several client certificates the one
 //! the server names the issuer of is shown.
 
 use crate::Error;
@@ -17,6 +17,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use sha2::{Digest as _, Sha256};
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -116,44 +118,66 @@ fn provider() -> CryptoProvider {
     rustls::crypto::ring::default_provider()
 }
 
+/// Whom to trust.
+#[derive(Debug, Clone)]
+pub(crate) struct Authorities {
+    roots: RootCertStore,
+    /// SHA-256 of each certificate: what is made of them for verification does not tell whether one is another.
+    known: HashSet<[u8; 32]>,
+}
+
+impl Authorities {
+    fn new(certificates: &[CertificateDer<'static>]) -> Self {
+        let mut authorities = Self { roots: RootCertStore::empty(), known: HashSet::new() };
+        authorities.extend(certificates);
+        authorities
+    }
+
+    fn extend(&mut self, certificates: &[CertificateDer<'static>]) {
+        self.roots.add_parsable_certificates(certificates.iter().cloned());
+        self.known.extend(certificates.iter().map(|certificate| fingerprint(certificate)));
+    }
+}
+
+fn fingerprint(certificate: &[u8]) -> [u8; 32] {
+    Sha256::digest(certificate).into()
+}
+
 /// The system's authorities. A system without any is no error: plain http hosts still work.
-pub(crate) fn system() -> Arc<RootCertStore> {
-    let mut roots = RootCertStore::empty();
+pub(crate) fn system() -> Authorities {
     let found = rustls_native_certs::load_native_certs();
     for error in &found.errors {
         tracing::warn!(%error, "a CA certificate could not be loaded");
     }
-    roots.add_parsable_certificates(found.certs);
-    if roots.is_empty() {
+    let authorities = Authorities::new(&found.certs);
+    if authorities.roots.is_empty() {
         tracing::warn!("no CA certificates found: https registries will be refused (set SSL_CERT_FILE)");
     }
-    Arc::new(roots)
+    authorities
 }
 
 /// What a client is built with.
-pub(crate) fn client_config(
-    system: &Arc<RootCertStore>,
-    settings: &TlsSettings,
-) -> Result<ClientConfig, Error> {
+pub(crate) fn client_config(system: &Authorities, settings: &TlsSettings) -> Result<ClientConfig, Error> {
     let failed = |error: rustls::Error| bad("tls", error.to_string());
     let provider = Arc::new(provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(failed)?;
-    let builder = match (settings.verification, &settings.authorities[..]) {
-        (Verification::Skipped, _) => {
+    let mut authorities = system.clone();
+    authorities.extend(&settings.authorities);
+    let Authorities { roots, known } = authorities;
+    let builder = match settings.verification {
+        Verification::Skipped => {
             let verifier = Anybody { provider: provider.clone() };
             builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
         }
-        (Verification::Full, []) => builder.with_root_certificates(system.clone()),
-        (Verification::Full, listed) => {
-            let mut roots = RootCertStore::clone(system);
-            roots.add_parsable_certificates(listed.iter().cloned());
+        // Nobody is trusted, which the verifier below cannot be told.
+        Verification::Full if roots.is_empty() => builder.with_root_certificates(roots),
+        Verification::Full => {
             let usual = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
                 .build()
                 .map_err(|error| bad("tls", error.to_string()))?;
-            let verifier = Listed { usual, listed: listed.to_vec() };
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(Known { usual, known }))
         }
     };
     let identities = settings.identities.iter();
@@ -171,15 +195,15 @@ pub(crate) fn client_config(
     Ok(config)
 }
 
-/// The usual verification, except that a listed certificate may be the server's own although it is an authority's,
+/// The usual verification, except that a trusted certificate may be the server's own although it is an authority's,
 /// as `openssl req -x509` makes them.
 #[derive(Debug)]
-struct Listed {
+struct Known {
     usual: Arc<WebPkiServerVerifier>,
-    listed: Vec<CertificateDer<'static>>,
+    known: HashSet<[u8; 32]>,
 }
 
-impl ServerCertVerifier for Listed {
+impl ServerCertVerifier for Known {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -191,7 +215,7 @@ impl ServerCertVerifier for Listed {
         match self.usual.verify_server_cert(end_entity, intermediates, name, ocsp, now) {
             // What rustls has no name for; the time was compared before.
             Err(rustls::Error::InvalidCertificate(CertificateError::Other(_)))
-                if self.listed.iter().any(|listed| listed == end_entity) =>
+                if self.known.contains(&fingerprint(end_entity)) =>
             {
                 verify_server_name(&ParsedCertificate::try_from(end_entity)?, name)?;
                 Ok(ServerCertVerified::assertion())

@@ -9,12 +9,11 @@ use crate::counters::Counters;
 use crate::hosts::Endpoint;
 use crate::retry::{self, Cause};
 use crate::secret::SignedUrl;
-use crate::tls::{self, TlsSettings};
+use crate::tls::{self, Authorities, TlsSettings};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use reqwest::header::{ACCEPT_ENCODING, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, NoProxy, Proxy, RequestBuilder, Response};
-use rustls::RootCertStore;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, timeout_at};
@@ -52,7 +51,7 @@ struct Way {
 }
 
 struct Maker {
-    system: Arc<RootCertStore>,
+    system: Authorities,
     headers: HeaderMap,
     user_agent: HeaderValue,
     connect_timeout: Duration,
@@ -183,7 +182,8 @@ fn describe(error: reqwest::Error) -> String {
         text = format!("{text}: {cause}");
         source = cause.source();
     }
-    if text.contains("UnknownIssuer") {
+    // The second is said of a certificate that signed itself.
+    if ["UnknownIssuer", "CaUsedAsEndEntity"].iter().any(|said| text.contains(said)) {
         text += " (neither the system nor the settings of this host know the authority that signed it)";
     }
     text
@@ -208,4 +208,26 @@ fn proxies() -> reqwest::Result<Vec<Proxy>> {
         proxies.push(Proxy::all(url)?);
     }
     Ok(proxies.into_iter().map(|proxy| proxy.no_proxy(exempt.clone())).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn alike_hosts_share_a_client_and_few_are_kept() {
+        let transport = Transport::new(&Config::default()).unwrap();
+        let way = |seconds| Way { tls: None, dial_timeout: Duration::from_secs(seconds) };
+        transport.way(way(10)).unwrap();
+        assert!(transport.pool.others.lock().is_empty(), "that is the usual one");
+        for _ in 0..2 {
+            let tls = Some(Arc::new(TlsSettings::default()));
+            transport.way(Way { tls, ..way(10) }).unwrap();
+            assert_eq!(transport.pool.others.lock().len(), 1, "by what they say, not by who says it");
+        }
+        for seconds in 100..130 {
+            transport.way(way(seconds)).unwrap();
+        }
+        assert_eq!(transport.pool.others.lock().len(), MAX_CLIENTS);
+    }
 }

@@ -8,7 +8,7 @@ use registry::{
 };
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use support::registry::{Action, MANIFEST, Rule, ScriptedRegistry};
+use support::registry::{Action, Auth, MANIFEST, Rule, ScriptedRegistry, TokenAuth};
 
 /// Says for every origin what it was told last.
 #[derive(Debug, Default)]
@@ -132,6 +132,32 @@ async fn headers_stay_with_their_host() {
     let others = [storage.requests(), origin.requests()].concat();
     assert_eq!(statuses(&others), [206; 3]);
     assert!(others.iter().all(|request| !request.headers.contains_key("x-pass")));
+}
+
+#[tokio::test]
+async fn headers_open_the_way_to_the_hosts_own_token_server_and_no_other() {
+    for own in [true, false] {
+        let ([mirror, tokens, origin], blob, _) = alike(&content(10));
+        mirror.set_auth(Auth::Token(TokenAuth::default()));
+        if !own {
+            let challenge = format!(r#"Bearer realm="{}/token",service="{}""#, tokens.url(), mirror.host());
+            let refusal = Action::Headers(vec![("WWW-Authenticate".to_owned(), challenge)]);
+            mirror.set_auth(Auth::None);
+            mirror.fault(Rule::new(refusal));
+            mirror.fault(Rule::new(Action::Status(401, vec![])).times(1));
+        }
+        let mut settings = at(&mirror);
+        settings.add_header("X-Pass", "hunter2").unwrap();
+        settings.add_header("Authorization", "Basic aHVudGVyMg==").unwrap();
+        let (_, settings) = told(vec![settings], HostSettings::default());
+        let opened = Registry::new(settings).unwrap().blob(&reference(&origin), &blob, Some(10)).unwrap();
+        read(&opened).await;
+        let asked = [mirror.requests(), tokens.requests()].concat();
+        let asked: Vec<_> = asked.iter().filter(|request| request.path == "/token").collect();
+        assert!(!asked.is_empty());
+        assert!(asked.iter().all(|request| request.headers.contains_key("x-pass") == own), "{asked:?}");
+        assert!(asked.iter().all(|request| own || request.authorization.is_none()), "{asked:?}");
+    }
 }
 
 #[tokio::test]

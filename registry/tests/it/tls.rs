@@ -39,8 +39,13 @@ fn signed(by: &Authority, names: &[&str]) -> Pair {
 
 /// As `openssl req -x509` makes them: its own authority.
 fn self_signed(names: &[&str]) -> Pair {
+    self_signed_until(names, 2100)
+}
+
+fn self_signed_until(names: &[&str], year: i32) -> Pair {
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     let mut params = CertificateParams::new(names).unwrap();
+    params.not_after = rcgen::date_time_ymd(year, 1, 1);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let key = KeyPair::generate().unwrap();
     let certificate = params.self_signed(&key).unwrap();
@@ -144,7 +149,12 @@ async fn a_listed_certificate_may_be_the_servers_own() {
     reads(&open("127.0.0.1", port, &digest, Some(trusting(&pair.certificate)))).await;
     fails(&open("localhost", port, &digest, Some(trusting(&pair.certificate))), "not valid for name").await;
     let another = self_signed(&["127.0.0.1"]);
-    fails(&open("127.0.0.1", port, &digest, Some(trusting(&another.certificate))), "certificate").await;
+    let ended = self_signed_until(&["127.0.0.1"], 2020);
+    let ended_port = front(&server, &ended, None).await;
+    fails(&open("127.0.0.1", ended_port, &digest, Some(trusting(&ended.certificate))), "xpired").await;
+    let why = "neither the system nor the settings of this host know";
+    fails(&open("127.0.0.1", port, &digest, Some(trusting(&another.certificate))), why).await;
+    fails(&open("127.0.0.1", port, &digest, None), why).await;
 }
 
 #[tokio::test]
