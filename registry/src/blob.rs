@@ -70,6 +70,7 @@ impl Blob {
     fn current(&self) -> Result<Arc<Source>, Error> {
         let mut source = self.source.lock();
         if let Some(renewed) = source.renewed(&self.exchange.config)? {
+            renewed.new_hosts(&source).for_each(|host| self.exchange.hosts.pardon(host));
             *source = Arc::new(renewed);
         }
         Ok(source.clone())

@@ -311,6 +311,13 @@ impl HostBook {
         }
     }
 
+    /// Forgets failures of a host that is asked in another way from now on; what it wants itself is remembered.
+    pub(crate) fn pardon(&self, host: &HostTag) {
+        if let Some(health) = self.0.lock().get_mut(host) {
+            (health.failures, health.benched_until) = (0, None);
+        }
+    }
+
     pub(crate) fn succeeded(&self, host: &HostTag) {
         if let Some(health) = self.0.lock().get_mut(host) {
             *health = Health { whole_only_until: health.whole_only_until, ..Health::default() };

@@ -114,6 +114,12 @@ impl Source {
         self.news(config).is_some()
     }
 
+    /// The hosts that `before` did not know, or was to ask in another way.
+    pub(crate) fn new_hosts<'a>(&'a self, before: &'a Source) -> impl Iterator<Item = &'a HostTag> {
+        let new = self.endpoints.iter().filter(|endpoint| !before.endpoints.contains(endpoint));
+        new.map(|endpoint| &endpoint.tag)
+    }
+
     /// The same object by what is known of its hosts now, if that has changed. What was learnt at hosts that stay
     /// is kept.
     pub(crate) fn renewed(&self, config: &Config) -> Result<Option<Self>, Error> {

@@ -130,6 +130,25 @@ async fn an_authority_of_its_own_is_trusted_for_its_host_only() {
 }
 
 #[tokio::test]
+async fn a_mirror_is_asked_as_soon_as_its_authority_is_known() {
+    let ((server, digest), (origin, _)) = (plain(), plain());
+    let authority = authority("ours");
+    let port = front(&server, &signed(&authority, &["127.0.0.1"]), None).await;
+    let mirror = HostSettings::at(&format!("https://127.0.0.1:{port}"), Root::Standard).unwrap();
+    let (told, settings) = told(vec![mirror.clone()], HostSettings::default());
+    let registry = Registry::new(settings).unwrap();
+    let reference = format!("{}/{REPOSITORY}:v1", origin.host()).parse().unwrap();
+    let blob = registry.blob(&reference, &digest, Some(10)).unwrap();
+    reads(&blob).await;
+    assert_eq!((server.requests().len(), origin.requests().len()), (0, 1));
+    let mut trusted = mirror;
+    trusted.set_tls(trusting(&authority.pem()));
+    told.tell(vec![trusted], HostSettings::default());
+    reads(&blob).await;
+    assert_eq!((server.requests().len(), origin.requests().len()), (1, 1));
+}
+
+#[tokio::test]
 async fn a_loopback_origin_with_an_authority_is_spoken_to_in_tls() {
     let (server, digest) = plain();
     let authority = authority("ours");
