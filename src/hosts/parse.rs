@@ -104,6 +104,9 @@ impl Reader<'_> {
             if url.is_empty() {
                 return Err(self.fault(at, "host: the name of a host must be its URL".to_owned()));
             }
+            // Before the URL is named in any other complaint: there may be a password in it.
+            HostSettings::at(url, Root::Standard)
+                .map_err(|error| self.fault(at, format!("host: {}", why(&error))))?;
             let table = value.get_ref().as_table();
             let table = table.ok_or_else(|| self.wrong(value, &place, "a table"))?;
             hosts.push(self.described(table, &place, Some((url, at)), &[])?);
@@ -160,7 +163,10 @@ impl Reader<'_> {
                     if !text.is_empty() {
                         let limit = duration(text)
                             .ok_or_else(|| self.wrong(value, &here, "a time such as \"5s\" or \"1m30s\""))?;
-                        found.settings.set_dial_timeout(limit);
+                        // To Go, none is no limit.
+                        if !limit.is_zero() {
+                            found.settings.set_dial_timeout(limit);
+                        }
                     }
                 }
                 _ if also.contains(&name) => {}
@@ -221,7 +227,11 @@ impl Reader<'_> {
         for item in items.iter() {
             match (item.get_ref(), &self.paths(item, here).map_err(|_| self.wrong(item, here, KIND))?[..]) {
                 (DeValue::String(_), [path]) => pairs.push((path.clone(), None)),
-                (_, [certificate, key]) => pairs.push((certificate.clone(), Some(key.path.clone()))),
+                (_, [certificate, key]) => {
+                    // k3s writes an empty one for none.
+                    let key = Some(key.path.clone()).filter(|key| !key.as_os_str().is_empty());
+                    pairs.push((certificate.clone(), key));
+                }
                 _ => return Err(self.wrong(item, here, KIND)),
             }
         }

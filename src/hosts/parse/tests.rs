@@ -98,6 +98,8 @@ fn what_stands_beside_server_is_about_it() {
     assert!(server.settings.can(Capability::Pull) && !server.settings.can(Capability::Push));
     assert_eq!((paths(&server.ca), server.verification), (vec!["a"], Some(Verification::Skipped)));
     assert_eq!(server.client.len(), 1);
+    assert_eq!(ok("client = [['me.pem', '']]").server.client[0].1, None);
+    assert_eq!(ok("dial_timeout = '0s'").server, Described::default());
     let server = ok("skip_verify = false\ncapabilities = ['pull']").server;
     assert!(server.settings.can(Capability::Push), "the registry itself can do everything");
     assert_eq!(server.verification, Some(Verification::Full));
@@ -142,7 +144,15 @@ fn complaints_name_file_line_and_key() {
     ] {
         assert_eq!(parse("hosts.toml", text).unwrap_err().to_string(), expected, "{text}");
     }
-    for text in ["server = 'x", "[host", "[header]\nx = 'hunter2' y", "[host.'https://me:hunter2@h']"] {
+    for text in [
+        "[host.'https://me:hunter2@h']\noverride_path = 1",
+        "[host]\n'https://me:hunter2@h' = 1",
+        "server = 'https://me:hunter2@h'\noverride_path = true",
+        "server = 'x",
+        "[host",
+        "[header]\nx = 'hunter2' y",
+        "[host.'https://me:hunter2@h']",
+    ] {
         let error = parse("hosts.toml", text).unwrap_err().to_string();
         assert!(error.starts_with("hosts.toml:") && !error.contains("hunter2"), "{error}");
     }
