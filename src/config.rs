@@ -6,7 +6,7 @@
 //! is equal, so that a file written for it is accepted as it is; what it has and Lazurite does not need is listed
 //! with the reason in [`incumbent`].
 //!
-//! Only this module and the command line know TOML. The libraries are handed plain structs: [`Config::registry`]
+//! Only this module, `hosts` (containerd's files) and the command line know TOML. The libraries are handed plain structs: [`Config::registry`]
 //! and [`Config::fetch`].
 //!
 //! Invariants: a key in the example has an effect; a key with no effect is named with the reason when it is read;
@@ -27,7 +27,7 @@ use serde::Deserialize;
 use declare::{Section, Setting, Table, quoted, section};
 
 pub use convert::Prefetch;
-pub use read::{Fault, Notice, line_of, parse};
+pub use read::{Fault, Notice, distance, line_of, parse};
 pub use render::{render, render_reference};
 
 /// Where the configuration is looked for when none is named.
@@ -66,6 +66,8 @@ section! {
         health: Health,
         /// Deadlines and retries of downloads.
         blob: Blob,
+        /// containerd's settings of registries.
+        registry: RegistryHosts,
         /// Registries and mirrors.
         resolver: Resolver,
         /// Credentials.
@@ -135,7 +137,17 @@ section! {
 }
 
 section! {
-    /// Registries and mirrors.
+    /// containerd's settings of registries: mirrors, certificates, headers, in a hosts.toml for each.
+    "registry" => RegistryHosts {
+        /// Directories with a directory for each registry and a hosts.toml in it, separated by colons; the first that
+        /// knows a registry, or has a _default, is used. Read while the daemon runs: a change is used by the next
+        /// request. The default is containerd's, then what k3s and RKE2 make of their registries.yaml. Empty: none.
+        config_path: Directories = Directories::containerd(),
+    }
+}
+
+section! {
+    /// Registries and mirrors, as stargz-snapshotter has them: asked before what hosts.toml says (see registry).
     "resolver" => Resolver {
         /// How long a registry may be silent, before its first byte and between bytes, before the request is given
         /// up, in seconds. A slow but steady transfer is not cut off. 0 means the default.
@@ -207,6 +219,7 @@ impl Config {
             self.fetch.section(),
             self.cache.section(),
             self.blob.section(),
+            self.registry.section(),
             self.resolver.section(),
             self.docker_config.section(),
         ]
@@ -252,6 +265,36 @@ impl Setting for LogFormat {
 
     fn toml(&self) -> String {
         format!("{:?}", format!("{self:?}").to_lowercase())
+    }
+}
+
+/// Directories, written as one string with colons between.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(from = "String")]
+pub struct Directories(pub Vec<PathBuf>);
+
+impl Directories {
+    /// Where containerd's hosts.toml files are: its own place, and where k3s and RKE2 write them.
+    fn containerd() -> Self {
+        "/etc/containerd/certs.d:/var/lib/rancher/k3s/agent/etc/containerd/certs.d:\
+         /var/lib/rancher/rke2/agent/etc/containerd/certs.d"
+            .to_owned()
+            .into()
+    }
+}
+
+impl From<String> for Directories {
+    fn from(text: String) -> Self {
+        Self(text.split(':').filter(|path| !path.is_empty()).map(PathBuf::from).collect())
+    }
+}
+
+impl Setting for Directories {
+    const KIND: &'static str = "paths with colons between";
+
+    fn toml(&self) -> String {
+        let paths: Vec<String> = self.0.iter().map(|path| path.display().to_string()).collect();
+        quoted(&paths.join(":"))
     }
 }
 

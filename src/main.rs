@@ -11,6 +11,7 @@ mod containerd;
 mod convert;
 mod daemon;
 mod drain;
+mod hosts;
 mod image;
 mod inspect;
 mod login;

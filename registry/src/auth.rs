@@ -19,8 +19,8 @@ use crate::retry::{Cause, Verdict, classify};
 use crate::secret::{Secret, SignedUrl};
 use crate::transport::{self, Transport};
 use parking_lot::Mutex;
+use reqwest::Response;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
-use reqwest::{Method, Response};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -74,8 +74,9 @@ pub(crate) struct Site<'a> {
 }
 
 impl Site<'_> {
-    fn key(&self) -> (HostTag, String, Access) {
-        (self.endpoint.tag.clone(), self.repository.to_owned(), self.access.clone())
+    /// By the API's root, not the host: a host may serve several registries under paths of their own.
+    fn key(&self) -> (Url, String, Access) {
+        (self.endpoint.base.clone(), self.repository.to_owned(), self.access.clone())
     }
 
     fn denied(&self, tried: String) -> Cause {
@@ -133,7 +134,7 @@ struct Token {
 pub(crate) struct Auth {
     transport: Transport,
     credentials: Credentials,
-    challenges: Mutex<HashMap<(HostTag, String, Access), Challenge>>,
+    challenges: Mutex<HashMap<(Url, String, Access), Challenge>>,
     slots: Mutex<HashMap<TokenKey, Arc<Slot>>>,
 }
 
@@ -291,33 +292,34 @@ impl Auth {
         if !matches!(url.expose().scheme(), "http" | "https") || url.reveals(base) {
             return Err(Cause::Nonsense(format!("the token realm {url} is not https")));
         }
+        // The host's own headers open the way to its token server too, if it is one itself.
+        let mut headers = match url.same_origin(base) {
+            true => site.endpoint.headers.clone(),
+            false => HeaderMap::new(),
+        };
+        let client = self.transport.client(site.endpoint, &url)?;
         let request = match &found.credential {
             Some(Credential::IdentityToken(token)) => {
                 let mut form = form_urlencoded::Serializer::new(String::new());
                 form.append_pair("grant_type", "refresh_token").append_pair("refresh_token", token.expose());
                 form.append_pair("client_id", "lazurite").append_pair("scope", scope);
                 form.extend_pairs(service.map(|service| ("service", service)));
-                self.transport
-                    .client()
-                    .post(url.expose().clone())
-                    .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
-                    .body(form.finish())
+                let form_type = HeaderValue::from_static("application/x-www-form-urlencoded");
+                headers.insert(CONTENT_TYPE, form_type);
+                client.post(url.expose().clone()).body(form.finish())
             }
             credential => {
                 url = with_query(&url, service, scope, credential.as_ref());
-                let request = self.transport.client().request(Method::GET, url.expose().clone());
-                match credential {
-                    Some(Credential::Password { user, password }) => {
-                        request.header(AUTHORIZATION, basic(user, password))
-                    }
-                    _ => request,
+                if let Some(Credential::Password { user, password }) = credential {
+                    headers.insert(AUTHORIZATION, basic(user, password));
                 }
+                client.get(url.expose().clone())
             }
         };
-        let first_byte = site.endpoint.first_byte_timeout;
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        let (first_byte, patience) = (site.endpoint.first_byte_timeout, site.endpoint.patience());
         let sent = Instant::now();
-        let mut response =
-            self.transport.send(request.header(ACCEPT, "application/json"), first_byte, deadline).await?;
+        let mut response = self.transport.send(request.headers(headers), patience, deadline).await?;
         let status = response.status();
         tracing::debug!(host = %site.endpoint.tag, realm = %url, scope, status = status.as_u16(), "token request");
         match classify(status) {

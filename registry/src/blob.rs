@@ -6,6 +6,7 @@ use crate::source::{Name, Source};
 use crate::stream::{BlobStream, StreamOptions};
 use crate::{Error, HostTag};
 use bytes::Bytes;
+use parking_lot::Mutex;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,7 +20,8 @@ pub const MAX_READ: u64 = 64 << 20;
 #[derive(Clone)]
 pub struct Blob {
     exchange: Arc<Exchange>,
-    source: Arc<Source>,
+    /// By what was known of the hosts at the last read.
+    source: Arc<Mutex<Arc<Source>>>,
 }
 
 /// How to carry out a read.
@@ -57,12 +59,26 @@ impl fmt::Debug for Served {
 
 impl Blob {
     pub(crate) fn new(exchange: Arc<Exchange>, source: Source) -> Self {
-        Self { exchange, source: Arc::new(source) }
+        Self { exchange, source: Arc::new(Mutex::new(Arc::new(source))) }
+    }
+
+    fn source(&self) -> Arc<Source> {
+        self.source.lock().clone()
+    }
+
+    /// The source by what is known of the hosts now.
+    fn current(&self) -> Result<Arc<Source>, Error> {
+        let mut source = self.source.lock();
+        if let Some(renewed) = source.renewed(&self.exchange.config)? {
+            renewed.new_hosts(&source).for_each(|host| self.exchange.hosts.pardon(host));
+            *source = Arc::new(renewed);
+        }
+        Ok(source.clone())
     }
 
     /// The blob's size in bytes: as given, or as the first answer to a read told.
     pub fn size(&self) -> Option<u64> {
-        self.source.size()
+        self.source().size()
     }
 
     /// Reads the bytes `range` of the blob.
@@ -82,12 +98,19 @@ impl Blob {
             return Err(Error::TooLarge { what: what(), size: length, limit: MAX_READ });
         }
         if length == 0 {
-            return Ok(Served { bytes: Bytes::new(), host: self.source.first_host() });
+            return Ok(Served { bytes: Bytes::new(), host: self.first_host() });
         }
         let want = Want::Range { range, arrived: options.arrived.as_deref() };
-        let delivery =
-            self.exchange.fetch(&self.source, &want, options.deadline, options.avoid.as_ref()).await?;
-        Ok(Served { bytes: delivery.bytes, host: delivery.host })
+        loop {
+            let source = self.current()?;
+            let fetched = self.exchange.fetch(&source, &want, options.deadline, options.avoid.as_ref()).await;
+            match fetched {
+                Ok(delivery) => return Ok(Served { bytes: delivery.bytes, host: delivery.host }),
+                // Whoever sees to it that there are other hosts does so for those who wait, too.
+                Err(_) if Instant::now() < options.deadline && source.is_outdated(&self.exchange.config) => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// The whole blob from its first byte on, verified at its end. Its size must be known.
@@ -96,7 +119,8 @@ impl Blob {
     ///
     /// [`Error::SizeUnknown`].
     pub fn stream(&self, options: StreamOptions) -> Result<BlobStream, Error> {
-        match (self.source.name(), self.size()) {
+        let source = self.source();
+        match (source.name(), source.size()) {
             (Name::Blob(digest), Some(size)) => {
                 Ok(BlobStream::new(self.clone(), digest.clone(), size, options))
             }
@@ -106,22 +130,22 @@ impl Blob {
 
     /// The blob's name in errors.
     pub(crate) fn what(&self) -> String {
-        self.source.to_string()
+        self.source().to_string()
     }
 
     pub(crate) fn first_host(&self) -> HostTag {
-        self.source.first_host()
+        self.source().first_host()
     }
 
     /// Drops kept redirects and a learnt size: the next read asks the registry where the blob is. For when
     /// bytes failed verification, since a redirect's target may be what is wrong.
     pub fn forget_route(&self) {
-        self.source.forget();
+        self.source().forget();
     }
 }
 
 impl fmt::Debug for Blob {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({:?} bytes)", self.source, self.size())
+        write!(f, "{} ({:?} bytes)", self.source(), self.size())
     }
 }

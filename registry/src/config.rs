@@ -1,8 +1,10 @@
 //! Settings of the client. Plain values: the binary owns files and their format.
 
+use crate::origin::{HostSource, OriginHosts};
 use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Settings of a [`Registry`](crate::Registry).
@@ -10,6 +12,8 @@ use std::time::Duration;
 pub struct Config {
     /// Settings per origin host as it stands in references (`docker.io`, `registry.example:5000`).
     pub hosts: HashMap<String, HostConfig>,
+    /// What else is known of origins, and may change at any time.
+    pub host_source: Option<Arc<dyn HostSource>>,
     /// The docker config file credentials are read from.
     pub docker_config: DockerConfig,
     /// Time to establish a connection, TLS included.
@@ -35,6 +39,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             hosts: HashMap::new(),
+            host_source: None,
             docker_config: DockerConfig::default(),
             connect_timeout: Duration::from_secs(10),
             first_byte_timeout: Duration::from_secs(30),
@@ -70,14 +75,19 @@ impl Config {
         mirrors.filter_map(|mirror| mirror.request_timeout.as_mut()).for_each(|t| *t = (*t).min(LONGEST));
         self
     }
+
+    /// What is known of `origin` beside [`Config::hosts`] now.
+    pub(crate) fn hosts_now(&self, origin: &str) -> Option<Arc<OriginHosts>> {
+        self.host_source.as_ref().map(|source| source.hosts(origin))
+    }
 }
 
-/// Settings of one origin host.
+/// Settings of one origin host that hold as long as the process.
 #[derive(Debug, Clone, Default)]
 pub struct HostConfig {
     /// Speak plain http to the origin. Loopback hosts get plain http without this.
     pub insecure: bool,
-    /// Asked in this order, before the origin.
+    /// Asked in this order, before all other hosts.
     pub mirrors: Vec<MirrorConfig>,
 }
 

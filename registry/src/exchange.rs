@@ -8,6 +8,7 @@ use crate::Error;
 use crate::auth::{self, Auth, Grant, Site};
 use crate::config::Config;
 use crate::hosts::{self, Endpoint, HostBook, HostTag, Standing};
+use crate::origin::Capability;
 use crate::retry::{self, Cause, Next, Policy, Round, Verdict, classify};
 use crate::secret::SignedUrl;
 use crate::source::{Name, Source};
@@ -140,7 +141,7 @@ impl Exchange {
     pub(crate) fn new(config: Config) -> Result<Self, Error> {
         let config = config.bounded();
         for origin in config.hosts.keys() {
-            hosts::endpoints(origin, &config)?;
+            hosts::endpoints(origin, &config, None, Capability::Pull)?;
         }
         let transport = Transport::new(&config)?;
         let auth = Auth::new(transport.clone(), &config.docker_config);
@@ -151,7 +152,7 @@ impl Exchange {
     pub(crate) fn rounds<'a>(&'a self, job: Job<'a>) -> Rounds<'a> {
         let failures: Vec<Option<Cause>> = job.source.endpoints.iter().map(|_| None).collect();
         let queue = self.queue(&job, &failures);
-        Rounds { exchange: self, job, number: 0, queue, failures, again: false }
+        Rounds { exchange: self, job, number: 0, queue, failures, again: false, ends_outdated: false }
     }
 
     /// The endpoints to ask in this round, the last one first.
@@ -271,7 +272,8 @@ impl Exchange {
             if !ask.reads() && url.reveals(&endpoint.base) {
                 return Err(Cause::Nonsense(format!("uploads are to go to {url}, which is not https")));
             }
-            let mut request = self.transport.client().request(ask.method.clone(), url.expose().clone());
+            let client = self.transport.client(endpoint, &url)?;
+            let mut request = client.request(ask.method.clone(), url.expose().clone());
             if own {
                 request = request.headers(auth::own_headers(endpoint, grant));
             }
@@ -285,7 +287,7 @@ impl Exchange {
             let half = retry::share(deadline.saturating_duration_since(now), 1);
             let (patience, limit) = match ask.method {
                 Method::PUT | Method::PATCH => (half, now + half),
-                _ => (endpoint.first_byte_timeout, deadline),
+                _ => (endpoint.patience(), deadline),
             };
             let response = self.transport.send(request, patience, limit).await?;
             let status = response.status();
@@ -330,9 +332,16 @@ pub(crate) struct Rounds<'a> {
     failures: Vec<Option<Cause>>,
     /// There was a visit before.
     again: bool,
+    /// Whoever has it done begins anew when the hosts have changed.
+    ends_outdated: bool,
 }
 
 impl<'a> Rounds<'a> {
+    /// Gives up after a wait if something else is known of the hosts by then.
+    pub(crate) fn until_outdated(self) -> Self {
+        Self { ends_outdated: true, ..self }
+    }
+
     /// The next host's turn, after a wait if all have had theirs. An error when it is no use going on.
     pub(crate) async fn next(&mut self) -> Result<Visit<'a>, Error> {
         let (exchange, job) = (self.exchange, self.job);
@@ -355,7 +364,12 @@ impl<'a> Rounds<'a> {
                 return Ok(Visit { job, index, others: self.queue.len() });
             }
             match exchange.after_round(&job, &self.failures, self.number) {
-                Next::Wait(wait) => sleep(wait).await,
+                Next::Wait(wait) => {
+                    sleep(wait).await;
+                    if self.ends_outdated && job.source.is_outdated(&exchange.config) {
+                        return Err(self.report());
+                    }
+                }
                 Next::GiveUp => return Err(self.report()),
             }
             self.number += 1;

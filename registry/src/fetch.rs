@@ -52,7 +52,8 @@ struct Partial {
 }
 
 impl Exchange {
-    /// The wanted bytes from the first host that has them, in rounds until `deadline`.
+    /// The wanted bytes from the first host that has them, in rounds until `deadline`; for a range also only until
+    /// something else is known of the hosts.
     pub(crate) async fn fetch(
         &self,
         source: &Source,
@@ -62,7 +63,10 @@ impl Exchange {
     ) -> Result<Delivery, Error> {
         let mut partial = Partial { owner: usize::MAX, bytes: BytesMut::new() };
         let job = Job { source, part: want.part(), deadline, avoid };
-        let mut rounds = self.rounds(job);
+        let mut rounds = match want {
+            Want::Range { .. } => self.rounds(job).until_outdated(),
+            Want::Whole { .. } => self.rounds(job),
+        };
         loop {
             let visit = rounds.next().await?;
             let outcome = self.attempt(visit, want, &mut partial).await;

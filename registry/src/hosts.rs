@@ -1,16 +1,19 @@
 //! The hosts an object may be had from, and how each of them has been doing lately.
 //!
-//! [`endpoints`] turns an origin's settings into an ordered list: mirrors first, the origin last. A
-//! [`HostBook`] remembers for the whole process which hosts failed (benched: tried after the others until a
+//! [`endpoints`] turns an origin's settings into an ordered list: mirrors that are set for good, hosts that may change
+//! ([`OriginHosts`]), the server last. A [`HostBook`] remembers for the whole process which hosts failed (benched: tried after the others until a
 //! probe is due), asked to be left alone (held, `Retry-After`) or ignored a range. [`order`] is the pure
 //! decision made from that. Nothing here is lasting: every mark runs out.
 
 use crate::Error;
 use crate::config::{Config, HostConfig};
+use crate::origin::{Capability, HostSettings, OriginHosts, add_header};
 use crate::reference::check_host;
 use crate::retry;
+use crate::tls::TlsSettings;
+use crate::transport::Clients;
 use parking_lot::Mutex;
-use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::HeaderMap;
 use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
@@ -56,59 +59,183 @@ impl fmt::Debug for HostTag {
 #[derive(Clone)]
 pub(crate) struct Endpoint {
     pub(crate) tag: HostTag,
+    /// The API's root.
     pub(crate) base: Url,
     /// Sent to this host only; values are marked sensitive.
     pub(crate) headers: HeaderMap,
-    /// The origin's name, for a mirror (`?ns=`).
+    /// The origin's name, for a host that is another (`?ns=`).
     pub(crate) namespace: Option<String>,
+    pub(crate) dial_timeout: Duration,
     pub(crate) first_byte_timeout: Duration,
-    /// The name credentials are kept under: the mirror, or the origin as references write it.
+    /// The name credentials are kept under: the host's, or the origin's as references write it.
     pub(crate) login: String,
+    pub(crate) tls: Option<Arc<TlsSettings>>,
+    /// Built when first needed.
+    pub(crate) clients: Arc<Clients>,
 }
 
-/// The hosts for objects of `origin`: configured mirrors in order, then the origin itself.
-pub(crate) fn endpoints(origin: &str, config: &Config) -> Result<Vec<Endpoint>, Error> {
-    let default = HostConfig::default();
-    let settings = config.hosts.get(origin).unwrap_or(&default);
-    let mut endpoints = Vec::with_capacity(settings.mirrors.len() + 1);
-    for mirror in &settings.mirrors {
-        let key = format!("hosts.{origin:?}.mirrors {:?}", mirror.host);
-        let mut headers = HeaderMap::new();
-        for (name, value) in &mirror.headers {
-            let bad = |why: &str| Error::Config { key: key.clone(), why: format!("header {name:?}: {why}") };
-            let parsed: HeaderName = name.parse().map_err(|_| bad("not a header name"))?;
-            let mut value: HeaderValue =
-                value.parse().map_err(|_| bad("the value has forbidden characters"))?;
-            value.set_sensitive(true);
-            headers.append(parsed, value);
-        }
-        endpoints.push(Endpoint {
-            headers,
-            namespace: Some(origin.to_owned()),
-            first_byte_timeout: mirror.request_timeout.unwrap_or(config.first_byte_timeout),
-            ..endpoint(&mirror.host, mirror.insecure, config, &key)?
-        });
+impl PartialEq for Endpoint {
+    /// Whether the same is asked in the same way: what was learnt with one holds for the other.
+    fn eq(&self, other: &Self) -> bool {
+        self.tag == other.tag
+            && self.base == other.base
+            && self.headers == other.headers
+            && self.namespace == other.namespace
+            && self.dial_timeout == other.dial_timeout
+            && self.first_byte_timeout == other.first_byte_timeout
+            && self.login == other.login
+            && self.tls == other.tls
     }
-    // References say docker.io; the registry of that name answers elsewhere.
-    let host = if origin == "docker.io" { "registry-1.docker.io" } else { origin };
-    let key = format!("hosts.{origin:?}");
-    endpoints.push(Endpoint { login: origin.to_owned(), ..endpoint(host, settings.insecure, config, &key)? });
+}
+
+impl Endpoint {
+    /// The time from sending a request to the head of the answer.
+    pub(crate) fn patience(&self) -> Duration {
+        self.dial_timeout + self.first_byte_timeout
+    }
+
+    /// The URL of something under the API's root.
+    pub(crate) fn url(&self, rest: fmt::Arguments<'_>) -> Url {
+        let mut url = self.base.clone();
+        url.set_path(&format!("{}/{rest}", self.base.path().trim_end_matches('/')));
+        if let Some(namespace) = &self.namespace {
+            url.query_pairs_mut().append_pair("ns", namespace);
+        }
+        url
+    }
+}
+
+/// The hosts to ask `origin`'s objects for: mirrors in order, then what `now` says, the server last. Hosts that may not
+/// be asked for what is `wanted` are left out.
+pub(crate) fn endpoints(
+    origin: &str,
+    config: &Config,
+    now: Option<&OriginHosts>,
+    wanted: Capability,
+) -> Result<Vec<Endpoint>, Error> {
+    let default = (HostConfig::default(), OriginHosts::default());
+    let fixed = config.hosts.get(origin).unwrap_or(&default.0);
+    let now = now.unwrap_or(&default.1);
+    let mut endpoints = Vec::with_capacity(fixed.mirrors.len() + now.hosts.len() + 1);
+    // Only what may be written to is asked to change.
+    if wanted != Capability::Push {
+        for mirror in &fixed.mirrors {
+            let key = format!("hosts.{origin:?}.mirrors {:?}", mirror.host);
+            let mut headers = HeaderMap::new();
+            for (name, value) in &mirror.headers {
+                let bad = |why| Error::Config { key: key.clone(), why: format!("header {name:?}: {why}") };
+                add_header(&mut headers, name, value).map_err(bad)?;
+            }
+            let scheme = Scheme::of(&mirror.host, mirror.insecure);
+            let (tag, base) = named(&mirror.host, scheme, &key)?;
+            endpoints.push(Endpoint {
+                headers,
+                first_byte_timeout: mirror.request_timeout.unwrap_or(config.first_byte_timeout),
+                ..endpoint(origin, tag, base, config)
+            });
+        }
+        for host in now.hosts.iter().filter(|host| host.can(wanted)) {
+            // Every one of them has a URL; the origin itself is the server's place.
+            if let Some(base) = &host.base {
+                endpoints.push(set(endpoint(origin, tag_of(base), base.clone(), config), host));
+            }
+        }
+    }
+    if now.server.can(wanted) {
+        let (tag, base) = match &now.server.base {
+            Some(base) => {
+                let mut base = base.clone();
+                if fixed.insecure && is_itself(origin, &base) {
+                    // From one of the two to the other it always may be changed.
+                    let _ = base.set_scheme("http");
+                }
+                (tag_of(&base), base)
+            }
+            None => {
+                let host = address(origin);
+                let scheme = match &now.server.tls {
+                    // Whoever gives a certificate for it means https, on loopback too.
+                    Some(_) if !fixed.insecure => Scheme::Https,
+                    _ => Scheme::of(host, fixed.insecure),
+                };
+                named(host, scheme, &format!("hosts.{origin:?}"))?
+            }
+        };
+        endpoints.push(set(endpoint(origin, tag, base, config), &now.server));
+    }
+    if endpoints.is_empty() {
+        let why = format!("none of its hosts has the capability {:?}", wanted.as_str());
+        return Err(Error::Config { key: format!("hosts of {origin}"), why });
+    }
     Ok(endpoints)
 }
 
-fn endpoint(host: &str, insecure: bool, config: &Config, key: &str) -> Result<Endpoint, Error> {
+/// References say docker.io; the registry of that name answers elsewhere.
+fn address(origin: &str) -> &str {
+    if origin == "docker.io" { "registry-1.docker.io" } else { origin }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Scheme {
+    Http,
+    Https,
+}
+
+impl Scheme {
+    fn of(host: &str, insecure: bool) -> Self {
+        if insecure || is_loopback(host) { Self::Http } else { Self::Https }
+    }
+}
+
+fn named(host: &str, scheme: Scheme, key: &str) -> Result<(HostTag, Url), Error> {
     let bad = |why: &str| Error::Config { key: key.to_owned(), why: why.to_owned() };
     check_host(host).map_err(|why| bad(&format!("{why} (write host or host:port alone)")))?;
-    let scheme = if insecure || is_loopback(host) { "http" } else { "https" };
-    let base = Url::parse(&format!("{scheme}://{host}/")).map_err(|e| bad(&format!("not a host: {e}")))?;
-    Ok(Endpoint {
-        tag: HostTag(host.into()),
-        base,
+    let scheme = match scheme {
+        Scheme::Http => "http",
+        Scheme::Https => "https",
+    };
+    let base = Url::parse(&format!("{scheme}://{host}/v2")).map_err(|e| bad(&format!("not a host: {e}")))?;
+    Ok((HostTag(host.into()), base))
+}
+
+fn tag_of(base: &Url) -> HostTag {
+    let host = base.host_str().unwrap_or("?");
+    HostTag(base.port().map_or_else(|| host.into(), |port| format!("{host}:{port}").into()))
+}
+
+/// A host asked for the objects of `origin`, with the usual settings. A host that is not the origin is told for whom it
+/// is asked and has a login of its own.
+fn endpoint(origin: &str, tag: HostTag, base: Url, config: &Config) -> Endpoint {
+    let itself = is_itself(origin, &base);
+    Endpoint {
         headers: HeaderMap::new(),
-        namespace: None,
+        namespace: (!itself).then(|| origin.to_owned()),
+        dial_timeout: config.connect_timeout,
         first_byte_timeout: config.first_byte_timeout,
-        login: host.to_owned(),
+        login: if itself { origin.to_owned() } else { tag.to_string() },
+        tls: None,
+        clients: Arc::default(),
+        tag,
+        base,
+    }
+}
+
+/// Whether the host at `base` is the one that references to `origin` mean.
+fn is_itself(origin: &str, base: &Url) -> bool {
+    [origin, address(origin)].iter().any(|name| {
+        Url::parse(&format!("{}://{name}", base.scheme())).is_ok_and(|url| {
+            url.host() == base.host() && url.port_or_known_default() == base.port_or_known_default()
+        })
     })
+}
+
+fn set(endpoint: Endpoint, settings: &HostSettings) -> Endpoint {
+    Endpoint {
+        headers: settings.headers.clone(),
+        dial_timeout: settings.dial_timeout.unwrap_or(endpoint.dial_timeout),
+        tls: settings.tls.clone(),
+        ..endpoint
+    }
 }
 
 fn is_loopback(host: &str) -> bool {
@@ -184,6 +311,13 @@ impl HostBook {
         }
     }
 
+    /// Forgets failures of a host that is asked in another way from now on; what it wants itself is remembered.
+    pub(crate) fn pardon(&self, host: &HostTag) {
+        if let Some(health) = self.0.lock().get_mut(host) {
+            (health.failures, health.benched_until) = (0, None);
+        }
+    }
+
     pub(crate) fn succeeded(&self, host: &HostTag) {
         if let Some(health) = self.0.lock().get_mut(host) {
             *health = Health { whole_only_until: health.whole_only_until, ..Health::default() };
@@ -214,6 +348,7 @@ fn bench(health: &mut Health, now: Instant) {
 mod tests {
     use super::*;
     use crate::config::MirrorConfig;
+    use crate::origin::Root;
 
     #[test]
     fn marks_move_hosts_back_and_ties_keep_the_configured_order() {
@@ -238,6 +373,10 @@ mod tests {
         endpoints.iter().map(|e| (e.base.as_str(), e.namespace.as_deref(), e.login.as_str())).collect()
     }
 
+    fn pulled(origin: &str, config: &Config, now: Option<&OriginHosts>) -> Result<Vec<Endpoint>, Error> {
+        endpoints(origin, config, now, Capability::Pull)
+    }
+
     #[test]
     fn mirrors_then_origin() {
         let mirror =
@@ -252,25 +391,73 @@ mod tests {
         );
         config.hosts.insert("plain.example:80".into(), HostConfig { insecure: true, mirrors: vec![] });
         assert_eq!(
-            names(&endpoints("docker.io", &config).unwrap()),
+            names(&pulled("docker.io", &config, None).unwrap()),
             [
-                ("http://m.example/", Some("docker.io"), "m.example"),
-                ("http://127.0.0.1:5/", Some("docker.io"), "127.0.0.1:5"),
-                ("https://registry-1.docker.io/", None, "docker.io"),
+                ("http://m.example/v2", Some("docker.io"), "m.example"),
+                ("http://127.0.0.1:5/v2", Some("docker.io"), "127.0.0.1:5"),
+                ("https://registry-1.docker.io/v2", None, "docker.io"),
             ]
         );
         for (origin, base) in [
-            ("plain.example:80", "http://plain.example/"),
-            ("r.example:5000", "https://r.example:5000/"),
-            ("localhost", "http://localhost/"),
-            ("localhost:5000", "http://localhost:5000/"),
-            ("127.9.9.9:1", "http://127.9.9.9:1/"),
-            ("[::1]:5000", "http://[::1]:5000/"),
-            ("[fd00::1]", "https://[fd00::1]/"),
-            ("localhost.example", "https://localhost.example/"),
+            ("plain.example:80", "http://plain.example/v2"),
+            ("r.example:5000", "https://r.example:5000/v2"),
+            ("localhost", "http://localhost/v2"),
+            ("localhost:5000", "http://localhost:5000/v2"),
+            ("127.9.9.9:1", "http://127.9.9.9:1/v2"),
+            ("[::1]:5000", "http://[::1]:5000/v2"),
+            ("[fd00::1]", "https://[fd00::1]/v2"),
+            ("localhost.example", "https://localhost.example/v2"),
         ] {
-            assert_eq!(endpoints(origin, &config).unwrap()[0].base.as_str(), base, "{origin}");
+            assert_eq!(pulled(origin, &config, None).unwrap()[0].base.as_str(), base, "{origin}");
         }
+    }
+
+    #[test]
+    fn what_is_set_for_good_then_what_holds_now_then_the_server() {
+        let at = |url: &str| HostSettings::at(url, Root::Standard).unwrap();
+        let mut config = Config::default();
+        let mirror = MirrorConfig { host: "m.example".into(), ..Default::default() };
+        config.hosts.insert("docker.io".into(), HostConfig { insecure: false, mirrors: vec![mirror] });
+        let mut resolves = at("https://resolves.example");
+        resolves.set_capabilities(&[Capability::Resolve]);
+        let hosts = vec![at("http://b.example/proxy"), resolves, at("https://registry-1.docker.io")];
+        let mut now = OriginHosts { hosts, server: HostSettings::default() };
+        let expected = [
+            ("https://m.example/v2", Some("docker.io"), "m.example"),
+            ("http://b.example/proxy/v2", Some("docker.io"), "b.example"),
+            ("https://registry-1.docker.io/v2", None, "docker.io"),
+            ("https://registry-1.docker.io/v2", None, "docker.io"),
+        ];
+        assert_eq!(names(&pulled("docker.io", &config, Some(&now)).unwrap()), expected);
+        let resolving = endpoints("docker.io", &config, Some(&now), Capability::Resolve).unwrap();
+        assert_eq!(resolving[2].base.as_str(), "https://resolves.example/v2");
+        now.server = at("https://cache.example:443");
+        assert_eq!(
+            names(&pulled("docker.io", &config, Some(&now)).unwrap()[3..]),
+            [("https://cache.example/v2", Some("docker.io"), "cache.example")]
+        );
+        let pushing = endpoints("docker.io", &config, Some(&now), Capability::Push).unwrap();
+        assert_eq!(pushing.len(), 1, "mirrors hold copies");
+        now.server.set_capabilities(&[Capability::Pull]);
+        let error = endpoints("docker.io", &config, Some(&now), Capability::Push).err().unwrap();
+        assert!(error.to_string().contains("push"), "{error}");
+    }
+
+    #[test]
+    fn a_loopback_origin_with_a_certificate_of_its_own_is_https() {
+        let mut now = OriginHosts::default();
+        now.server.set_tls(TlsSettings::default());
+        let base =
+            |config: &Config| pulled("localhost:5000", config, Some(&now)).unwrap()[0].base.to_string();
+        let mut config = Config::default();
+        assert_eq!(base(&config), "https://localhost:5000/v2");
+        config.hosts.insert("localhost:5000".into(), HostConfig { insecure: true, mirrors: vec![] });
+        assert_eq!(base(&config), "http://localhost:5000/v2");
+        now.server = HostSettings::at("https://localhost:5000", Root::Standard).unwrap();
+        assert_eq!(
+            pulled("localhost:5000", &config, Some(&now)).unwrap()[0].base.as_str(),
+            "http://localhost:5000/v2"
+        );
     }
 
     #[test]
@@ -286,7 +473,7 @@ mod tests {
             let mirror = MirrorConfig { host: host.into(), headers, ..Default::default() };
             let mut config = Config::default();
             config.hosts.insert("r.example".into(), HostConfig { insecure: false, mirrors: vec![mirror] });
-            let error = endpoints("r.example", &config).err().unwrap();
+            let error = pulled("r.example", &config, None).err().unwrap();
             assert!(matches!(&error, Error::Config { key, .. } if key.contains("r.example")), "{error}");
             assert!(!error.to_string().contains("hunter2"), "{error}");
         }

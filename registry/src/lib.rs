@@ -7,12 +7,14 @@
 //! Mechanism: an `exchange` walks the hosts of one object in the order `hosts::order` gives, in rounds; what to
 //! do after a failure is decided by pure functions in `retry`. Reading (`fetch`) asks each for one absolute
 //! range, checks what the answer's head claims (`answer`) and either delivers exactly the asked bytes or a typed
-//! [`Error`]. Pushing (`push`, `upload`) goes by the same rounds to the origin alone.
+//! [`Error`]. What is known of an origin's hosts may change while the process runs ([`HostSource`]); the next read goes by
+//! it. Pushing (`push`, `upload`) goes by the same rounds to the origin alone.
 //!
 //! Invariants:
 //! - A read returns exactly the asked number of bytes or an error, and ends by its deadline.
 //! - A blob sent is the registry's only after it has confirmed the digest; nothing is ever sent to a mirror.
-//! - Credentials and a mirror's own headers go to the host they belong to and to no other.
+//! - Credentials, a host's own headers and its client certificate go to the host they belong to and to no other, and
+//!   a host that need not prove who it is says nothing for those it points to.
 //! - No secret and no query of a signed URL can be printed: see `secret`.
 
 mod answer;
@@ -28,12 +30,14 @@ mod error;
 mod exchange;
 mod fetch;
 mod hosts;
+mod origin;
 mod push;
 mod reference;
 mod retry;
 mod secret;
 mod source;
 mod stream;
+mod tls;
 mod transport;
 mod upload;
 
@@ -43,6 +47,8 @@ pub use config::{Config, DockerConfig, HostConfig, MirrorConfig};
 pub use counters::{CounterSnapshot, Counters};
 pub use error::Error;
 pub use hosts::HostTag;
+pub use origin::{Capability, HostSettings, HostSource, OriginHosts, Root};
 pub use reference::Reference;
 pub use stream::{BlobStream, StreamOptions};
+pub use tls::{TlsSettings, Verification};
 pub use upload::{Upload, UploadOptions};

@@ -51,6 +51,11 @@ impl SignedUrl {
         other.scheme() == "https" && self.0.scheme() != "https"
     }
 
+    /// Whether it is the same machine by name, whatever the port: what certificates are about.
+    pub(crate) fn same_host(&self, other: &Url) -> bool {
+        self.0.host() == other.host()
+    }
+
     /// Whether credentials meant for `other` may be sent to this URL: same scheme, host and port.
     pub(crate) fn same_origin(&self, other: &Url) -> bool {
         self.0.scheme() == other.scheme()

@@ -4,13 +4,14 @@ use crate::auth::Access;
 use crate::config::Config;
 use crate::digest::Digest;
 use crate::hosts::{self, Endpoint, HostTag};
+use crate::origin::{Capability, OriginHosts};
 use crate::secret::SignedUrl;
 use crate::{Error, Reference};
 use parking_lot::Mutex;
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 use tokio::time::Instant;
-use url::Url;
 
 /// What an object is called in a registry.
 #[derive(Debug, Clone)]
@@ -39,6 +40,8 @@ pub(crate) struct Source {
     /// What the requests about it need to be allowed.
     pub(crate) access: Access,
     name: Name,
+    /// What the endpoints were made from, as far as it may change.
+    hosts: Option<Arc<OriginHosts>>,
     pub(crate) endpoints: Vec<Endpoint>,
     /// One per endpoint.
     routes: Mutex<Vec<Route>>,
@@ -49,7 +52,7 @@ pub(crate) struct Source {
 }
 
 /// What is remembered of the object at one host.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Route {
     kept: Option<(SignedUrl, Instant)>,
     declined_until: Option<Instant>,
@@ -63,8 +66,7 @@ impl Source {
         given_size: Option<u64>,
         config: &Config,
     ) -> Result<Self, Error> {
-        let endpoints = hosts::endpoints(reference.host(), config)?;
-        Ok(Self::at(endpoints, reference, name, given_size, Access::Pull))
+        Self::at(reference, name, given_size, Access::Pull, config)
     }
 
     /// An object to be made or changed, which only the origin does: mirrors hold copies.
@@ -74,28 +76,76 @@ impl Source {
         access: Access,
         config: &Config,
     ) -> Result<Self, Error> {
-        let origin = hosts::endpoints(reference.host(), config)?.pop();
-        Ok(Self::at(origin.into_iter().collect(), reference, name, None, access))
+        Self::at(reference, name, None, access, config)
     }
 
     fn at(
-        endpoints: Vec<Endpoint>,
         reference: &Reference,
         name: Name,
         given_size: Option<u64>,
         access: Access,
-    ) -> Self {
+        config: &Config,
+    ) -> Result<Self, Error> {
+        let hosts = config.hosts_now(reference.host());
+        let endpoints = hosts::endpoints(reference.host(), config, hosts.as_deref(), wanted(&name, &access))?;
         let routes = Mutex::new(endpoints.iter().map(|_| Route::default()).collect());
-        Self {
+        Ok(Self {
             origin: reference.host().to_owned(),
             repository: reference.repository().to_owned(),
             access,
             name,
+            hosts,
             endpoints,
             routes,
             given_size,
             learnt_size: Mutex::default(),
-        }
+        })
+    }
+
+    /// What is known of its hosts now, if that is not what it goes by.
+    fn news(&self, config: &Config) -> Option<Arc<OriginHosts>> {
+        let known =
+            |hosts: &Arc<OriginHosts>| self.hosts.as_ref().is_some_and(|known| Arc::ptr_eq(hosts, known));
+        config.hosts_now(&self.origin).filter(|hosts| !known(hosts))
+    }
+
+    /// Whether something else is known of its hosts by now.
+    pub(crate) fn is_outdated(&self, config: &Config) -> bool {
+        self.news(config).is_some()
+    }
+
+    /// The hosts that `before` did not know, or was to ask in another way.
+    pub(crate) fn new_hosts<'a>(&'a self, before: &'a Source) -> impl Iterator<Item = &'a HostTag> {
+        let new = self.endpoints.iter().filter(|endpoint| !before.endpoints.contains(endpoint));
+        new.map(|endpoint| &endpoint.tag)
+    }
+
+    /// The same object by what is known of its hosts now, if that has changed. What was learnt at hosts that stay
+    /// is kept.
+    pub(crate) fn renewed(&self, config: &Config) -> Result<Option<Self>, Error> {
+        let Some(hosts) = self.news(config) else { return Ok(None) };
+        let wanted = wanted(&self.name, &self.access);
+        let mut endpoints = hosts::endpoints(&self.origin, config, Some(&hosts), wanted)?;
+        let known = self.routes.lock();
+        let routes = endpoints.iter_mut().map(|endpoint| {
+            let stays = self.endpoints.iter().zip(&*known).find(|(before, _)| *before == endpoint);
+            stays.map_or_else(Route::default, |(before, route)| {
+                *endpoint = before.clone();
+                route.clone()
+            })
+        });
+        let routes = Mutex::new(routes.collect());
+        Ok(Some(Self {
+            origin: self.origin.clone(),
+            repository: self.repository.clone(),
+            access: self.access.clone(),
+            name: self.name.clone(),
+            hosts: Some(hosts),
+            endpoints,
+            routes,
+            given_size: self.given_size,
+            learnt_size: Mutex::new(*self.learnt_size.lock()),
+        }))
     }
 
     pub(crate) fn name(&self) -> &Name {
@@ -121,17 +171,12 @@ impl Source {
     /// The URL at a host of an object in this repository. Repository and name were validated: neither leaves
     /// its place.
     pub(crate) fn url(&self, endpoint: &Endpoint, name: &Name) -> SignedUrl {
-        let mut url: Url = endpoint.base.clone();
         let (kind, name) = match name {
             Name::Blob(digest) => ("blobs", digest.as_str()),
             Name::Manifest(name) => ("manifests", name.as_str()),
             Name::Upload => ("blobs", "uploads/"),
         };
-        url.set_path(&format!("/v2/{}/{kind}/{name}", self.repository));
-        if let Some(namespace) = &endpoint.namespace {
-            url.query_pairs_mut().append_pair("ns", namespace);
-        }
-        SignedUrl::new(url)
+        SignedUrl::new(endpoint.url(format_args!("{}/{kind}/{name}", self.repository)))
     }
 
     /// Where the last redirect of this host led, if that is fresh.
@@ -171,5 +216,15 @@ impl Source {
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} of {}/{}", self.name, self.origin, self.repository)
+    }
+}
+
+/// What a host must be capable of to be asked.
+fn wanted(name: &Name, access: &Access) -> Capability {
+    match (access, name) {
+        (Access::Push | Access::Mount { .. }, _) => Capability::Push,
+        // A digest has a colon, a tag has none.
+        (Access::Pull, Name::Manifest(name)) if !name.contains(':') => Capability::Resolve,
+        (Access::Pull, _) => Capability::Pull,
     }
 }

@@ -1,4 +1,4 @@
-//! The process's one HTTP client: TLS, proxies, time limits, and errors without URLs.
+//! The process's HTTP clients, one for each way TLS is spoken: TLS, proxies, time limits, and errors without URLs.
 //!
 //! Redirects are not followed here and no cookies are kept; whoever sends a request decides what it carries.
 //! Every await is under the caller's limit.
@@ -6,61 +6,138 @@
 use crate::Error;
 use crate::config::Config;
 use crate::counters::Counters;
+use crate::hosts::Endpoint;
 use crate::retry::{self, Cause};
+use crate::secret::SignedUrl;
+use crate::tls::{self, Authorities, TlsSettings};
 use bytes::Bytes;
+use parking_lot::Mutex;
 use reqwest::header::{ACCEPT_ENCODING, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, NoProxy, Proxy, RequestBuilder, Response};
-use rustls::{ClientConfig, RootCertStore};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, timeout_at};
 
-/// The client and its counters. Clones share one connection pool.
+/// Clients beside the usual one that are kept for hosts to come. Each holds connections; a node has a few registries.
+const MAX_CLIENTS: usize = 16;
+
+/// The clients and their counters. Clones share connection pools.
 #[derive(Clone)]
 pub(crate) struct Transport {
-    client: Client,
-    connect_timeout: Duration,
+    /// For hosts without settings of their own.
+    usual: Client,
+    pool: Arc<Pool>,
     pub(crate) counters: Arc<Counters>,
+}
+
+/// The clients of one endpoint.
+#[derive(Default)]
+pub(crate) struct Clients {
+    own: OnceLock<Client>,
+    /// For where it points to.
+    elsewhere: OnceLock<Client>,
+}
+
+struct Pool {
+    maker: Maker,
+    others: Mutex<Vec<(Way, Client)>>,
+}
+
+/// What makes clients different.
+#[derive(PartialEq)]
+struct Way {
+    tls: Option<Arc<TlsSettings>>,
+    dial_timeout: Duration,
+}
+
+struct Maker {
+    system: Authorities,
+    headers: HeaderMap,
+    user_agent: HeaderValue,
+    connect_timeout: Duration,
+}
+
+impl Maker {
+    fn make(&self, way: &Way) -> Result<Client, Error> {
+        let bad = |key: &str, why: String| Error::Config { key: key.to_owned(), why };
+        let plain = TlsSettings::default();
+        let tls = tls::client_config(&self.system, way.tls.as_deref().unwrap_or(&plain))?;
+        let mut builder = Client::builder()
+            .tls_backend_preconfigured(tls)
+            .redirect(reqwest::redirect::Policy::none())
+            .referer(false)
+            .default_headers(self.headers.clone())
+            .connect_timeout(way.dial_timeout)
+            .user_agent(self.user_agent.clone());
+        for proxy in proxies().map_err(|e| bad("proxy environment variables", describe(e)))? {
+            builder = builder.proxy(proxy);
+        }
+        builder.build().map_err(|e| bad("http client", describe(e)))
+    }
 }
 
 impl Transport {
     pub(crate) fn new(config: &Config) -> Result<Self, Error> {
-        let bad = |key: &str, why: String| Error::Config { key: key.to_owned(), why };
         let mut headers = HeaderMap::new();
         // Ranges count bytes as stored: a coding applied on the way would change what they mean.
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        let mut builder = Client::builder()
-            .tls_backend_preconfigured(tls()?)
-            .redirect(reqwest::redirect::Policy::none())
-            .referer(false)
-            .default_headers(headers)
-            .connect_timeout(config.connect_timeout)
-            .user_agent(
-                HeaderValue::from_str(&config.user_agent)
-                    .map_err(|_| bad("user_agent", "has characters a header must not have".into()))?,
-            );
-        for proxy in proxies().map_err(|e| bad("proxy environment variables", describe(e)))? {
-            builder = builder.proxy(proxy);
+        let user_agent = HeaderValue::from_str(&config.user_agent).map_err(|_| Error::Config {
+            key: "user_agent".to_owned(),
+            why: "has characters a header must not have".to_owned(),
+        })?;
+        let connect_timeout = config.connect_timeout;
+        let maker = Maker { system: tls::system(), headers, user_agent, connect_timeout };
+        let usual = maker.make(&Way { tls: None, dial_timeout: connect_timeout })?;
+        Ok(Self { usual, pool: Arc::new(Pool { maker, others: Mutex::default() }), counters: Arc::default() })
+    }
+
+    /// The client for a request to `url` on behalf of `endpoint`: with all the host's settings for the host itself, and
+    /// trusting whom it trusts elsewhere.
+    pub(crate) fn client(&self, endpoint: &Endpoint, url: &SignedUrl) -> Result<Client, Cause> {
+        let own = url.same_host(&endpoint.base);
+        let slot = if own { &endpoint.clients.own } else { &endpoint.clients.elsewhere };
+        if let Some(client) = slot.get() {
+            return Ok(client.clone());
         }
-        let client = builder.build().map_err(|e| bad("http client", describe(e)))?;
-        Ok(Self { client, connect_timeout: config.connect_timeout, counters: Arc::default() })
+        let way = match (own, &endpoint.tls) {
+            (true, tls) => Way { tls: tls.clone(), dial_timeout: endpoint.dial_timeout },
+            (false, tls) => Way {
+                tls: tls.as_ref().and_then(|tls| tls.elsewhere()),
+                dial_timeout: self.pool.maker.connect_timeout,
+            },
+        };
+        let client = self.way(way).map_err(|error| Cause::Nonsense(error.to_string()))?;
+        Ok(slot.get_or_init(|| client).clone())
     }
 
-    pub(crate) fn client(&self) -> &Client {
-        &self.client
+    fn way(&self, way: Way) -> Result<Client, Error> {
+        if way.tls.is_none() && way.dial_timeout == self.pool.maker.connect_timeout {
+            return Ok(self.usual.clone());
+        }
+        let mut others = self.pool.others.lock();
+        if let Some((_, client)) = others.iter().find(|(known, _)| *known == way) {
+            return Ok(client.clone());
+        }
+        let client = self.pool.maker.make(&way)?;
+        if others.len() == MAX_CLIENTS {
+            // Whoever uses the oldest keeps it.
+            others.remove(0);
+        }
+        others.push((way, client.clone()));
+        Ok(client)
     }
 
-    /// Sends and waits for the head of the answer: at most the connect timeout plus `first_byte`, and not
-    /// beyond `deadline`.
+    /// Sends and waits for the head of the answer: at most `patience`, connecting included, and not beyond
+    /// `deadline`.
     pub(crate) async fn send(
         &self,
         request: RequestBuilder,
-        first_byte: Duration,
+        patience: Duration,
         deadline: Instant,
     ) -> Result<Response, Cause> {
         self.counters.request();
         let started = Instant::now();
-        let limit = deadline.min(started + self.connect_timeout + first_byte);
+        let limit = deadline.min(started + patience);
         match timeout_at(limit, request.send()).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) if error.is_timeout() => Err(Cause::Silent(describe(error))),
@@ -105,28 +182,11 @@ fn describe(error: reqwest::Error) -> String {
         text = format!("{text}: {cause}");
         source = cause.source();
     }
+    // The second is said of a certificate that signed itself.
+    if ["UnknownIssuer", "CaUsedAsEndEntity"].iter().any(|said| text.contains(said)) {
+        text += " (neither the system nor the settings of this host know the authority that signed it)";
+    }
     text
-}
-
-/// TLS with the system's certificates. A system without any is no error: plain http hosts still work.
-fn tls() -> Result<ClientConfig, Error> {
-    let mut roots = RootCertStore::empty();
-    let found = rustls_native_certs::load_native_certs();
-    for error in &found.errors {
-        tracing::warn!(%error, "a CA certificate could not be loaded");
-    }
-    roots.add_parsable_certificates(found.certs);
-    if roots.is_empty() {
-        tracing::warn!("no CA certificates found: https registries will be refused (set SSL_CERT_FILE)");
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|e| Error::Config { key: "tls".into(), why: e.to_string() })?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(config)
 }
 
 /// The proxies of the environment, except for loopback hosts: a registry or mirror on this node is never
@@ -148,4 +208,26 @@ fn proxies() -> reqwest::Result<Vec<Proxy>> {
         proxies.push(Proxy::all(url)?);
     }
     Ok(proxies.into_iter().map(|proxy| proxy.no_proxy(exempt.clone())).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn alike_hosts_share_a_client_and_few_are_kept() {
+        let transport = Transport::new(&Config::default()).unwrap();
+        let way = |seconds| Way { tls: None, dial_timeout: Duration::from_secs(seconds) };
+        transport.way(way(10)).unwrap();
+        assert!(transport.pool.others.lock().is_empty(), "that is the usual one");
+        for _ in 0..2 {
+            let tls = Some(Arc::new(TlsSettings::default()));
+            transport.way(Way { tls, ..way(10) }).unwrap();
+            assert_eq!(transport.pool.others.lock().len(), 1, "by what they say, not by who says it");
+        }
+        for seconds in 100..130 {
+            transport.way(way(seconds)).unwrap();
+        }
+        assert_eq!(transport.pool.others.lock().len(), MAX_CLIENTS);
+    }
 }

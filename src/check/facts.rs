@@ -18,6 +18,7 @@ use super::{Finding, host, setup};
 use crate::cli::CheckArgs;
 use crate::config::{Config, line_of};
 use crate::containerd::{Containerd, connect, said};
+use crate::hosts;
 
 /// Nothing asked here takes long in a daemon that is well.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -36,6 +37,8 @@ pub async fn host(config: &Config) -> Vec<Finding> {
         }
         Err(error) => findings.push(host::no_filesystem(&config.root, &error)),
     }
+    let (read, faults) = hosts::faults(&config.registry.config_path.0);
+    findings.extend(host::registries(read, &faults));
     findings.push(daemon(&config.address).await);
     findings
 }

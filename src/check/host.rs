@@ -148,6 +148,20 @@ pub fn no_filesystem(root: &Path, error: &io::Error) -> Finding {
     )
 }
 
+/// containerd's settings of registries, if there are any: `read` directories, and what is wrong in them.
+pub fn registries(read: usize, faults: &[String]) -> Option<Finding> {
+    let subject = "registry hosts";
+    match (read, faults) {
+        (0, _) => None,
+        (_, []) => Some(Finding::ok(subject, format!("{read} directories with settings of registries"))),
+        _ => Some(Finding::warn(
+            subject,
+            faults.join("\n"),
+            "Correct the files: one that cannot be used changes nothing. No restart is needed.",
+        )),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::Verdict::{self, Fail, Ok as Fine, Warn};
@@ -195,6 +209,14 @@ mod tests {
         for (magic, verdict) in cases {
             assert_eq!(filesystem(Path::new("/r"), magic).verdict, verdict, "{magic:#x}");
         }
+    }
+
+    #[test]
+    fn settings_of_registries() {
+        assert_eq!(registries(0, &[]), None);
+        assert_eq!(registries(2, &[]).unwrap().verdict, Fine);
+        let found = registries(2, &["a".to_owned(), "b".to_owned()]).unwrap();
+        assert_eq!((found.verdict, found.detail.as_str()), (Warn, "a\nb"));
     }
 
     #[test]

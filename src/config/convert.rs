@@ -1,13 +1,16 @@
 //! From the file's words to the settings of the libraries.
 //!
-//! The file keeps the incumbent's units and meanings of zero; the libraries take durations and enums. Pure.
+//! The file keeps the incumbent's units and meanings of zero; the libraries take durations and enums. Pure: what
+//! containerd's files say of registries is handed on as something that reads them when asked.
 
 use std::num::NonZero;
+use std::sync::Arc;
 use std::time::Duration;
 
 use fusefs::{Audits, CacheConfig, Fill};
 
 use super::{Config, Host, Mirror};
+use crate::hosts::Live;
 
 /// What the data plane is told about fetching.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,6 +89,10 @@ impl Config {
                 .iter()
                 .map(|(name, host)| (name.clone(), self.host(name, host)))
                 .collect(),
+            host_source: match self.registry.config_path.0.is_empty() {
+                true => None,
+                false => Some(Arc::new(Live::new(self.registry.config_path.0.clone()))),
+            },
             connect_timeout: seconds(self.resolver.connect_timeout_sec, initial.resolver.connect_timeout_sec),
             first_byte_timeout: silence,
             idle_timeout: silence,

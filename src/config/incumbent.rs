@@ -19,6 +19,11 @@ pub const IGNORED: &[(&str, &str)] = &[
     ("no_prometheus", "there is no metrics listener to switch off yet"),
     ("metrics_address", "not yet"),
     ("debug_address", "not yet"),
+    ("registry.mirrors", "mirrors are set in hosts.toml files (registry.config_path) or under resolver.host"),
+    (
+        "registry.configs",
+        "certificates are set in hosts.toml files (registry.config_path), logins in docker_config",
+    ),
     ("ipfs", "layers come from registries only"),
     ("blob.valid_interval", "mounting never asks the registry, so there is nothing to revalidate"),
     ("blob.check_always", "mounting never asks the registry, so there is nothing to revalidate"),

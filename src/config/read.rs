@@ -25,6 +25,18 @@ pub struct Notice {
     text: String,
 }
 
+impl Notice {
+    /// About `file` at the byte `offset` of its `text`.
+    pub fn at(file: &str, text: &str, offset: usize, what: String) -> Self {
+        Self { file: file.to_owned(), line: line_of(text, offset), text: what }
+    }
+
+    /// Its 1-based line.
+    pub fn line(&self) -> usize {
+        self.line
+    }
+}
+
 impl fmt::Display for Notice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}: {}", self.file, self.line, self.text)
@@ -56,6 +68,11 @@ impl Fault {
     /// The file cannot be read.
     pub fn file(path: &Path, source: std::io::Error) -> Self {
         Self::File { file: path.display().to_string(), source }
+    }
+
+    /// The contents of `file` are wrong at the byte `offset` of its `text`.
+    pub fn at(file: &str, text: &str, offset: usize, what: String) -> Self {
+        Self::Contents { file: file.to_owned(), line: line_of(text, offset), text: what }
     }
 }
 
@@ -93,10 +110,16 @@ pub fn parse(file: &str, text: &str) -> Result<(Config, Vec<Notice>), Fault> {
     let mut findings = Findings { source, known: &known, notices: Vec::new() };
     findings.table(tree.get_ref(), &Place::default())?;
     let mut notices = findings.notices;
-    notices.sort_by_key(|notice| notice.line);
+    notices.sort_by_key(Notice::line);
 
     let config = Config::deserialize(toml::Deserializer::from(tree.clone()))
         .map_err(|error| source.wrong_type(&tree, &known, &error))?;
+    if let Some(relative) = config.registry.config_path.0.iter().find(|path| !path.is_absolute()) {
+        let table = tree.get_ref().iter().find(|(key, _)| key.get_ref() == "registry");
+        let found = quoted(&relative.display().to_string());
+        let text = format!("registry.config_path must name absolute paths, but has {found}");
+        return Err(source.fault(table.map_or(0, |(_, table)| table.span().start), text));
+    }
     for (path, value) in [("root", &config.root), ("address", &config.address)] {
         if !value.is_absolute() {
             let at = tree.get_ref().iter().find(|(key, _)| key.get_ref() == path);
@@ -114,6 +137,12 @@ pub fn line_of(text: &str, offset: usize) -> usize {
     1 + before.iter().filter(|byte| **byte == b'\n').count()
 }
 
+/// How far two names are apart, if one may be a slip of the pen for the other: a third of the letters may differ.
+pub fn distance(one: &str, other: &str) -> Option<usize> {
+    let distance = strsim::damerau_levenshtein(one, other);
+    (distance <= one.chars().count().min(other.chars().count()) / 3).then_some(distance)
+}
+
 #[derive(Clone, Copy)]
 struct Source<'a> {
     file: &'a str,
@@ -122,7 +151,7 @@ struct Source<'a> {
 
 impl Source<'_> {
     fn fault(&self, offset: usize, text: String) -> Fault {
-        Fault::Contents { file: self.file.to_owned(), line: line_of(self.text, offset), text }
+        Fault::at(self.file, self.text, offset, text)
     }
 
     /// Names the key serde stumbled over. What it says itself is used only where no declared key is involved.
@@ -226,7 +255,7 @@ impl Known {
     /// The nearest known name to one that is not known, if any is near enough to be a slip of the pen.
     ///
     /// A name counts by its last part, so that a key in the wrong table finds its table; at equal distance the
-    /// same table wins. One third of the letters may differ.
+    /// same table wins.
     fn nearest(&self, pattern: &str) -> Option<String> {
         let (table, name) = pattern.rsplit_once('.').unwrap_or(("", pattern));
         let accepted = IGNORED.iter().chain(REFUSED).map(|(path, _)| *path);
@@ -237,9 +266,7 @@ impl Known {
             .filter(|candidate| !candidate.is_empty() && !candidate.ends_with('*'))
             .filter_map(|candidate| {
                 let (its_table, its_name) = candidate.rsplit_once('.').unwrap_or(("", candidate));
-                let distance = strsim::damerau_levenshtein(name, its_name);
-                let allowed = name.chars().count().min(its_name.chars().count()) / 3;
-                (distance <= allowed).then_some((distance, its_table != table, candidate))
+                Some((distance(name, its_name)?, its_table != table, candidate))
             })
             .min()
             .map(|(_, _, candidate)| candidate.to_owned())
@@ -312,7 +339,6 @@ impl Findings<'_> {
     }
 
     fn notice(&mut self, offset: usize, text: String) {
-        let line = line_of(self.source.text, offset);
-        self.notices.push(Notice { file: self.source.file.to_owned(), line, text });
+        self.notices.push(Notice::at(self.source.file, self.source.text, offset, text));
     }
 }

@@ -378,3 +378,33 @@ fn a_named_file_must_exist() {
     let fault = Config::load(Some(missing)).unwrap_err();
     assert_eq!(fault.to_string(), "cannot read the configuration file /nonexistent/lazurite.toml");
 }
+
+#[test]
+fn directories_of_hosts() {
+    let paths = |text: &str| {
+        let paths = ok(text).0.registry.config_path.0;
+        paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        paths(""),
+        [
+            "/etc/containerd/certs.d",
+            "/var/lib/rancher/k3s/agent/etc/containerd/certs.d",
+            "/var/lib/rancher/rke2/agent/etc/containerd/certs.d"
+        ]
+    );
+    assert_eq!(paths("[registry]\nconfig_path = '/a:/b'"), ["/a", "/b"]);
+    let (none, _) = ok("[registry]\nconfig_path = ''");
+    assert!(none.registry().host_source.is_none());
+    assert!(Config::default().registry().host_source.is_some());
+    assert_eq!(
+        fault("[registry]\nconfig_path = '/a:b'"),
+        "c.toml:1: registry.config_path must name absolute paths, but has \"b\""
+    );
+    assert_eq!(
+        fault("[registry]\nconfig_path = ['/a']"),
+        "c.toml:2: registry.config_path must be paths with colons between, but is ['/a']"
+    );
+    let (_, notices) = ok("[registry.mirrors.'docker.io']\nendpoint = ['https://m']");
+    assert!(notices[0].starts_with("c.toml:1: accepted and ignored: registry.mirrors"), "{notices:?}");
+}

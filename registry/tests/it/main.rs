@@ -3,12 +3,14 @@
 mod auth;
 mod docker_registry;
 mod hosts;
+mod live;
 mod manifests;
 mod push;
 mod reads;
 mod redirects;
 mod secrecy;
 mod stream;
+mod tls;
 mod upload;
 
 use registry::{Blob, Config, DockerConfig, HostConfig, MirrorConfig, ReadOptions, Reference, Registry};
