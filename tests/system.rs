@@ -27,6 +27,8 @@ use support::{
 
 #[path = "system/endurance.rs"]
 mod endurance;
+#[path = "system/hosts.rs"]
+mod hosts;
 #[path = "system/survival.rs"]
 mod survival;
 

@@ -1,0 +1,112 @@
+//! Registries as they are: hosts.toml, hosts that die and come back, certificates of a private authority.
+
+use super::*;
+
+/// A registry's name that no resolver knows: it is reached by what hosts.toml says, or not at all.
+const NAME: &str = "images.invalid";
+/// Files are looked at once a second; there is nothing to wait for but the time.
+const LOOK: Duration = Duration::from_millis(1100);
+
+/// Where containerd's settings of registries would be, with those of [`NAME`].
+struct Hosts(tempfile::TempDir);
+
+impl Hosts {
+    fn new(text: &str) -> Hosts {
+        let hosts = Hosts(guard::temp_dir());
+        fs::create_dir(hosts.0.path().join(NAME)).unwrap();
+        hosts.write(text);
+        hosts
+    }
+
+    fn write(&self, text: &str) {
+        let file = self.0.path().join(NAME).join("hosts.toml");
+        fs::write(file.with_extension("new"), text).unwrap();
+        fs::rename(file.with_extension("new"), file).unwrap();
+    }
+
+    fn config(&self) -> String {
+        format!("{ONLY_WHAT_IS_READ}[registry]\nconfig_path = \"{}\"\n", self.0.path().display())
+    }
+}
+
+fn asked(registries: &[&ScriptedRegistry]) -> Vec<bool> {
+    registries.iter().map(|one| one.take_requests().iter().any(Logged::is_blob_get)).collect()
+}
+
+/// Pulls with the daemon's configuration.
+#[track_caller]
+fn pull(stand: &Stand, reference: &str) -> Value {
+    let config = stand.lazurite.root().with_file_name("config.toml");
+    let output = stand.lazurite.pull(&stand.containerd, &["--config", config.to_str().unwrap(), reference]);
+    assert!(output.status.success(), "{}\n{}", text(&output), stand.lazurite.log());
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn reads_go_from_host_to_host_as_these_die_come_back_and_are_exchanged() {
+    let (one, two, three) = (ScriptedRegistry::start(), ScriptedRegistry::start(), ScriptedRegistry::start());
+    let order = |hosts: &[&ScriptedRegistry]| {
+        let tables = hosts
+            .iter()
+            .map(|host| format!("[host.\"{}\"]\ncapabilities = [\"pull\", \"resolve\"]\n", host.url()));
+        format!("server = \"{}\"\n{}", hosts[hosts.len() - 1].url(), tables.collect::<String>())
+    };
+    let hosts = Hosts::new(&order(&[&one, &two]));
+    let Some(stand) = Stand::new(&hosts.config()) else { return };
+    let layer = (0..24).fold(base(), |layer, n| layer.noise(format!("data/{n}"), 400_000, n + 1));
+    let contents = layer.contents();
+    let blobs = [LayerBlob::lazy(&Encoder::new().chunk_size(64 << 10).encode(&layer))];
+    for registry in [&one, &two, &three] {
+        registry.put_image("app", "v1", &blobs, &json!({"config": {"Cmd": ["/bin/sh"]}}));
+    }
+    let reference = format!("{NAME}/app:v1");
+    assert_eq!(outcomes(&pull(&stand, &reference)), ["lazy"]);
+    let (links, _) = places(&stand.lazurite.root());
+    let data = stand.lazurite.root().join("snapshots/1").join(&links[0]).join("data");
+    let read = |n: u64| {
+        let found = fs::read(data.join(n.to_string())).unwrap();
+        assert!(found == contents[format!("data/{n}").as_bytes()], "data/{n} has other bytes");
+    };
+    // Four readers at once, of files nobody has read before, backwards: nothing is fetched ahead of them.
+    let left = std::sync::atomic::AtomicU64::new(24);
+    let read_next = || {
+        let n = left.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+        read(n.checked_sub(1).expect("there are files left"));
+    };
+    let load = || {
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(read_next);
+            }
+        });
+    };
+    let all = [&one, &two, &three];
+    load();
+    assert_eq!(asked(&all), [true, false, false], "the first that is named");
+    one.stop();
+    load();
+    assert_eq!(asked(&all), [false, true, false], "the next");
+    one.restart();
+    two.stop();
+    load();
+    assert_eq!(asked(&all), [true, false, false], "and back");
+    one.stop();
+    std::thread::scope(|scope| {
+        let readers = [scope.spawn(read_next), scope.spawn(read_next)];
+        assert!(stand.lazurite.wait_log(&format!("failing host={}", two.host()), LIMIT));
+        assert!(readers.iter().all(|reader| !reader.is_finished()), "they wait");
+        two.restart();
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
+    });
+    assert_eq!(asked(&all), [false, true, false]);
+    // What is written into the file is used by the next look, without a restart.
+    hosts.write(&order(&[&three]));
+    std::thread::sleep(LOOK);
+    load();
+    assert_eq!(asked(&all), [false, false, true]);
+    // What cannot be used is said, and changes nothing.
+    hosts.write("[host.\"http://\"]\n");
+    std::thread::sleep(LOOK);
+    read_next();
+    assert_eq!(asked(&all), [false, false, true]);
+}
