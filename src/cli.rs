@@ -39,6 +39,8 @@ pub enum Command {
     Convert(Box<ConvertArgs>),
     /// Show what is in an image's layers, and whether they can be lazy.
     Inspect(InspectArgs),
+    /// Say with which login an image's registry is asked, where it comes from, and whether it is let in.
+    LoginCheck(LoginCheckArgs),
     /// Show what the daemon keeps on disk, and give it back.
     #[command(
         subcommand,
@@ -428,6 +430,25 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     };
     let number: u64 = digits.parse().map_err(|_| "a time, as 90, 30m, 24h or 7d".to_owned())?;
     number.checked_mul(unit).map(Duration::from_secs).ok_or_else(|| "too long a time".to_owned())
+}
+
+/// `lazurite login-check`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    lazurite login-check registry.example.com/app:1.0\n  \
+    lazurite login-check --json docker.io/library/busybox\n\n\
+    Logins are looked up as the daemon does if it runs as the same user. No secret is printed.\n\
+    Exit status 1 if the registry does not give the manifest.")]
+pub struct LoginCheckArgs {
+    /// The image: name, name:tag or name@digest
+    #[arg(value_name = "REF")]
+    pub reference: String,
+    /// How registries are reached.
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `lazurite drain`

@@ -154,6 +154,9 @@ section! {
         request_timeout_sec: u64 = 30,
         /// How long connecting to a registry may take, in seconds. 0 means the default.
         connect_timeout_sec: u64 = 10,
+        /// Let registries that are elsewhere redirect to addresses of this machine and its link (loopback, 169.254.0.0/16):
+        /// otherwise such a redirect is refused, since the node's own services answer there.
+        allow_local_redirects: bool = false,
     } tables {
         /// Mirrors by the registry host that image references name.
         host: BTreeMap<String, Host>,

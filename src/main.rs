@@ -15,6 +15,7 @@ mod hosts;
 mod image;
 mod inspect;
 mod login;
+mod login_check;
 mod progress;
 mod pull;
 mod serve;
@@ -74,6 +75,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             let config = load(args.registry.config.as_deref())?;
             log(Level::Warn, LogFormat::Text);
             return runtime()?.block_on(inspect::run(&args, &config));
+        }
+        Command::LoginCheck(args) => {
+            let config = load(args.registry.config.as_deref())?;
+            log(Level::Error, LogFormat::Text);
+            return runtime()?.block_on(login_check::run(&args, &config));
         }
         Command::Cache(command) => {
             let args = command.config();

@@ -449,7 +449,8 @@ fn claim_for_reader(layer: &Arc<Layer>, members: &[u32]) -> Claim {
     let reads_on = ahead > shape.ahead;
     layer.position().missed(last + 1, reads_on);
     let mut claimed = claim(layer, members, Need::Chunks, shape);
-    if reads_on {
+    // The background follows it otherwise.
+    if reads_on && !layer.position().is_filled() {
         let batch = {
             let flights = layer.flights().table.lock();
             let view = View { layer, flights: &flights, need: Need::Chunks };

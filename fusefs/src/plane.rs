@@ -712,6 +712,9 @@ impl Plane {
             layer.position().set_profiled();
         }
         let fill = request.fill.unwrap_or(self.config.fill);
+        if fill == Fill::On {
+            layer.position().set_filled();
+        }
         tokio::spawn(behind::work_behind(Arc::downgrade(self), Arc::downgrade(layer), prefetch, fill));
     }
 

@@ -224,6 +224,11 @@ impl Auth {
         }
     }
 
+    /// The login that would be shown to a host.
+    pub(crate) async fn look_up(&self, login: &str) -> Found {
+        self.credentials.find(login).await
+    }
+
     async fn find(&self, site: Site<'_>, deadline: Instant) -> Result<Found, Cause> {
         let found = self.credentials.find(&site.endpoint.login);
         timeout_at(deadline, found).await.map_err(|_| Cause::Silent("reading the docker config".into()))

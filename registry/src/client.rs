@@ -1,10 +1,11 @@
 //! The entry to the crate: one [`Registry`] per process.
 
+use crate::credentials::Credential;
 use crate::digest::Digest;
 use crate::exchange::Exchange;
 use crate::fetch::Want;
 use crate::source::{Name, Source};
-use crate::{Blob, Config, Counters, Error, Reference};
+use crate::{Blob, Config, Counters, Error, HostTag, Reference};
 use bytes::Bytes;
 use std::fmt;
 use std::sync::Arc;
@@ -34,6 +35,28 @@ pub struct ManifestBytes {
     pub media_type: String,
     /// The digest of `bytes`.
     pub digest: String,
+}
+
+/// What was found in a search for a host's login. Nothing in it is secret.
+#[derive(Debug, Clone)]
+pub struct Login {
+    /// The host it would be shown to.
+    pub host: HostTag,
+    /// Of which kind it is.
+    pub kind: LoginKind,
+    /// Where it was looked for, and what was found there.
+    pub tried: String,
+}
+
+/// How a host would be told who asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoginKind {
+    /// Not at all.
+    Anonymous,
+    /// By a user name and a password.
+    Password,
+    /// By an identity token.
+    Token,
 }
 
 impl Registry {
@@ -99,6 +122,27 @@ impl Registry {
         let source = self.source(reference, Name::Blob(digest.clone()), None)?;
         let want = Want::Whole { limit, accept: None, digest: Some(&digest) };
         Ok(self.exchange.fetch(&source, &want, deadline, None).await?.bytes)
+    }
+
+    /// The logins for the hosts that a reference's manifest is asked of, in their order. Asks sources of logins, no registry.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] for settings that cannot be used.
+    pub async fn logins(&self, reference: &Reference) -> Result<Vec<Login>, Error> {
+        let name = Name::Manifest(reference.tag().unwrap_or("latest").to_owned());
+        let source = self.source(reference, name, None)?;
+        let mut logins = Vec::with_capacity(source.endpoints.len());
+        for endpoint in &source.endpoints {
+            let found = self.exchange.auth.look_up(&endpoint.login).await;
+            let kind = match found.credential {
+                None => LoginKind::Anonymous,
+                Some(Credential::Password { .. }) => LoginKind::Password,
+                Some(Credential::IdentityToken(_)) => LoginKind::Token,
+            };
+            logins.push(Login { host: endpoint.tag.clone(), kind, tried: found.tried });
+        }
+        Ok(logins)
     }
 
     /// Counts since the start.

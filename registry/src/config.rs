@@ -31,6 +31,9 @@ pub struct Config {
     pub backoff_max: Duration,
     /// How long the target of a redirect is used again before the registry is asked anew.
     pub redirect_ttl: Duration,
+    /// Follow redirects, and token servers, of hosts elsewhere to addresses of this machine and its link. Otherwise only hosts
+    /// that are there themselves may point there: nobody else is to make a node ask its own services.
+    pub allow_local_redirects: bool,
     /// The `User-Agent` header.
     pub user_agent: String,
 }
@@ -50,6 +53,7 @@ impl Default for Config {
             backoff_max: Duration::from_secs(30),
             // The shortest-lived signed URLs in use (ghcr.io) last about five minutes.
             redirect_ttl: Duration::from_secs(240),
+            allow_local_redirects: false,
             user_agent: concat!("lazurite/", env!("CARGO_PKG_VERSION")).to_owned(),
         }
     }

@@ -1,11 +1,15 @@
 //! Where user names and passwords come from: the docker config file.
 //!
 //! Asked whenever an authorization is made, never kept as truth: the parsed file is used again only while
-//! its modification time and size stay the same, and is dropped when a host refuses what it held. Other
-//! sources (helpers, a kubelet's plugins) belong behind [`Credentials::find`].
+//! its modification time and size stay the same, and is dropped when a host refuses what it held. The same holds for
+//! what a helper answered, which is used again for a short time only: a program is not run for every request. Other
+//! sources (a kubelet's plugins) belong behind [`Credentials::find`].
 //!
 //! Format: docker's CLI reference, "Configuration files": `auths`, keyed by host or by URL, each with
-//! `auth` (base64 of `user:password`), `username` and `password`, or `identitytoken`.
+//! `auth` (base64 of `user:password`), `username` and `password`, or `identitytoken`; `credHelpers`, which name a helper
+//! for a host, and `credsStore`, the helper for all others.
+
+mod helper;
 
 use crate::config::DockerConfig;
 use crate::secret::Secret;
@@ -16,8 +20,13 @@ use sha2::{Digest as _, Sha256};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
+use tokio::time::Instant;
 
+/// How long a helper's answer is used again. Clouds' tokens live for an hour or more; one that is refused is dropped.
+const HELPED: Duration = Duration::from_secs(60);
+/// Docker Hub's name at helpers.
+const DOCKER_HUB_SERVER: &str = "https://index.docker.io/v1/";
 /// Docker Hub's names: references say `docker.io`, requests go to `registry-1`, `docker login` writes `index`.
 const DOCKER_HUB: [&str; 3] = ["docker.io", "index.docker.io", "registry-1.docker.io"];
 
@@ -68,18 +77,32 @@ impl Found {
 pub(crate) struct Credentials {
     path: Option<PathBuf>,
     parsed: Mutex<Option<Parsed>>,
+    /// By helper and server.
+    helped: Mutex<HashMap<(String, String), Helped>>,
+    /// Where helpers are, if not in the search path.
+    helpers: Option<PathBuf>,
 }
 
 #[derive(Debug)]
 struct Parsed {
     version: (SystemTime, u64),
-    auths: Arc<HashMap<String, Entry>>,
+    file: Arc<File>,
 }
 
-#[derive(Deserialize)]
+#[derive(Debug)]
+struct Helped {
+    at: Instant,
+    credential: Option<Credential>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
 struct File {
-    #[serde(default)]
     auths: HashMap<String, Entry>,
+    #[serde(rename = "credHelpers")]
+    helpers: HashMap<String, String>,
+    #[serde(rename = "credsStore")]
+    store: String,
 }
 
 #[derive(Deserialize, Clone, Default)]
@@ -99,7 +122,7 @@ impl std::fmt::Debug for Entry {
 
 impl Credentials {
     pub(crate) fn new(config: &DockerConfig) -> Self {
-        Self { path: config.path(), parsed: Mutex::new(None) }
+        Self { path: config.path(), parsed: Mutex::default(), helped: Mutex::default(), helpers: None }
     }
 
     /// The credential for `host`. A missing or unreadable file is no error: the request goes out
@@ -111,43 +134,81 @@ impl Credentials {
                 tried: "anonymous access; no docker config is configured".into(),
             };
         };
-        let (credential, outcome) = match self.auths(path).await {
+        let (credential, outcome) = match self.file(path).await {
             Err(why) => (None, why),
-            Ok(auths) => match lookup(&auths, host) {
-                None => (None, format!("has no entry for {host}")),
-                Some(entry) => match entry.credential() {
-                    Ok(credential) => (Some(credential), format!("entry for {host}")),
-                    Err(why) => (None, format!("entry for {host} {why}")),
-                },
-            },
+            Ok(file) => self.find_in(&file, host).await,
         };
         Found { credential, tried: format!("docker config {}: {outcome}", path.display()) }
     }
 
-    /// Reads the file anew at the next search, whatever its times say.
-    pub(crate) fn forget(&self) {
-        *self.parsed.lock() = None;
+    /// As docker looks: the helper that is named for the host, else that for all, else the file's own entries.
+    async fn find_in(&self, file: &File, host: &str) -> (Option<Credential>, String) {
+        let names = names_of(host);
+        let named = names.iter().find_map(|name| file.helpers.get(*name));
+        let named = named
+            .or_else(|| names.contains(&"docker.io").then(|| file.helpers.get(DOCKER_HUB_SERVER)).flatten());
+        let mut tried = String::new();
+        if let Some(name) = named.or(Some(&file.store)).filter(|name| !name.is_empty()) {
+            let helper = format!("helper docker-credential-{name}");
+            match self.help(name, host).await {
+                Ok(Some(credential)) => return (Some(credential), format!("{helper} for {host}")),
+                Ok(None) => tried = format!("{helper} knows nothing of {host}; "),
+                Err(why) => tried = format!("{helper} {why}; "),
+            }
+        }
+        match lookup(&file.auths, host) {
+            None => (None, format!("{tried}has no entry for {host}")),
+            Some(entry) => match entry.credential() {
+                Ok(credential) => (Some(credential), format!("{tried}entry for {host}")),
+                Err(why) => (None, format!("{tried}entry for {host} {why}")),
+            },
+        }
     }
 
-    async fn auths(&self, path: &Path) -> Result<Arc<HashMap<String, Entry>>, String> {
+    /// What a helper says, or said a moment ago.
+    async fn help(&self, name: &str, host: &str) -> Result<Option<Credential>, String> {
+        let server = if DOCKER_HUB.contains(&host) { DOCKER_HUB_SERVER } else { host };
+        let key = (name.to_owned(), server.to_owned());
+        if let Some(helped) = self.helped.lock().get(&key).filter(|helped| helped.at.elapsed() < HELPED) {
+            return Ok(helped.credential.clone());
+        }
+        let credential = helper::get(name, server, self.helpers.as_ref()).await?;
+        let mut helped = self.helped.lock();
+        helped.retain(|_, helped| helped.at.elapsed() < HELPED);
+        helped.insert(key, Helped { at: Instant::now(), credential: credential.clone() });
+        Ok(credential)
+    }
+
+    /// Reads the file and asks helpers anew at the next search.
+    pub(crate) fn forget(&self) {
+        *self.parsed.lock() = None;
+        self.helped.lock().clear();
+    }
+
+    async fn file(&self, path: &Path) -> Result<Arc<File>, String> {
         let unreadable = |error: std::io::Error| format!("cannot be read ({error})");
         let metadata = tokio::fs::metadata(path).await.map_err(unreadable)?;
         let version = (metadata.modified().map_err(unreadable)?, metadata.len());
         if let Some(parsed) = self.parsed.lock().as_ref().filter(|parsed| parsed.version == version) {
-            return Ok(parsed.auths.clone());
+            return Ok(parsed.file.clone());
         }
         let text = tokio::fs::read(path).await.map_err(unreadable)?;
         // serde_json's message may quote a value of the wrong type: only the place is passed on.
         let file: File = serde_json::from_slice(&text)
             .map_err(|e| format!("is not valid (line {}, column {})", e.line(), e.column()))?;
-        let auths = Arc::new(file.auths);
-        *self.parsed.lock() = Some(Parsed { version, auths: auths.clone() });
-        Ok(auths)
+        let file = Arc::new(file);
+        *self.parsed.lock() = Some(Parsed { version, file: file.clone() });
+        Ok(file)
     }
 }
 
+/// The names under which a host's login may be kept.
+fn names_of(host: &str) -> Vec<&str> {
+    if DOCKER_HUB.contains(&host) { DOCKER_HUB.to_vec() } else { vec![host] }
+}
+
 fn lookup<'a>(auths: &'a HashMap<String, Entry>, host: &str) -> Option<&'a Entry> {
-    let names = if DOCKER_HUB.contains(&host) { &DOCKER_HUB[..] } else { &[host][..] };
+    let names = names_of(host);
     // An exact key wins over a URL of the same host; among URLs the order is fixed by the text.
     names.iter().find_map(|name| auths.get(*name)).or_else(|| {
         auths
@@ -181,7 +242,7 @@ impl Entry {
             return Ok(Credential::Password { user: user.to_owned(), password });
         }
         if self.username.is_empty() {
-            return Err("holds no credentials (are they in a credential helper?)");
+            return Err("holds no credentials");
         }
         Ok(Credential::Password { user: self.username.clone(), password: Secret::new(&self.password) })
     }
@@ -246,6 +307,62 @@ mod tests {
         let missing =
             Credentials::new(&DockerConfig::File("/nonexistent/config.json".into())).find("r").await;
         assert!(missing.tried.contains("cannot be read"), "{}", missing.tried);
+    }
+
+    #[tokio::test]
+    async fn helpers_are_asked_once_a_minute_and_anew_after_a_refusal() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let directory = tempfile::tempdir().unwrap();
+        let config = r#"{
+            "auths": {"kept.example": {"username": "u", "password": "p"}, "both.example": {}},
+            "credHelpers": {"cloud.example": "cloud", "broken.example": "missing", "https://index.docker.io/v1/": "cloud"},
+            "credsStore": "store"
+        }"#;
+        let path = directory.path().join("config.json");
+        std::fs::write(&path, config).unwrap();
+        let script = |name: &str, body: &str| {
+            let path = directory.path().join(format!("docker-credential-{name}"));
+            std::fs::write(&path, format!("#!/bin/sh\nread server\n{body}\n")).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        };
+        script("store", "echo credentials not found in native keychain; exit 1");
+        let answer = |user: &str| {
+            let count = directory.path().join("asked");
+            script(
+                "cloud",
+                &format!(
+                    "echo $server >> {}; echo '{{\"Username\":\"{user}\",\"Secret\":\"s\"}}'",
+                    count.display()
+                ),
+            );
+        };
+        answer("one");
+        let asked = || std::fs::read_to_string(directory.path().join("asked")).unwrap_or_default();
+        let mut credentials = Credentials::new(&DockerConfig::File(path));
+        credentials.helpers = Some(directory.path().to_owned());
+        for _ in 0..3 {
+            let found = credentials.find("cloud.example").await;
+            assert_eq!(found.credential, password("one", "s"), "{}", found.tried);
+            assert!(
+                found.tried.contains("helper docker-credential-cloud for cloud.example"),
+                "{}",
+                found.tried
+            );
+        }
+        assert_eq!(asked(), "cloud.example\n", "once");
+        // It was rotated, and the old one refused.
+        answer("two");
+        credentials.forget();
+        assert_eq!(credentials.find("cloud.example").await.credential, password("two", "s"));
+        assert_eq!(credentials.find("docker.io").await.credential, password("two", "s"));
+        assert!(asked().ends_with("https://index.docker.io/v1/\n"), "{}", asked());
+        // What no helper knows may be in the file.
+        assert_eq!(credentials.find("kept.example").await.credential, password("u", "p"));
+        let none = credentials.find("both.example").await;
+        assert_eq!(none.credential, None);
+        assert!(none.tried.contains("docker-credential-store knows nothing"), "{}", none.tried);
+        let broken = credentials.find("broken.example").await;
+        assert!(broken.tried.contains("docker-credential-missing cannot be run"), "{}", broken.tried);
     }
 
     #[tokio::test]

@@ -133,7 +133,7 @@ impl Arrival {
 pub(crate) struct Exchange {
     pub(crate) config: Config,
     pub(crate) transport: Transport,
-    auth: Auth,
+    pub(crate) auth: Auth,
     pub(crate) hosts: HostBook,
 }
 

@@ -42,7 +42,7 @@ mod transport;
 mod upload;
 
 pub use blob::{Blob, MAX_READ, ReadOptions, Served};
-pub use client::{ManifestBytes, Registry};
+pub use client::{Login, LoginKind, ManifestBytes, Registry};
 pub use config::{Config, DockerConfig, HostConfig, MirrorConfig};
 pub use counters::{CounterSnapshot, Counters};
 pub use error::Error;

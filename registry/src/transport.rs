@@ -12,11 +12,14 @@ use crate::secret::SignedUrl;
 use crate::tls::{self, Authorities, TlsSettings};
 use bytes::Bytes;
 use parking_lot::Mutex;
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{ACCEPT_ENCODING, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, NoProxy, Proxy, RequestBuilder, Response};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, timeout_at};
+use url::{Host, Url};
 
 /// Clients beside the usual one that are kept for hosts to come. Each holds connections; a node has a few registries.
 const MAX_CLIENTS: usize = 16;
@@ -48,9 +51,19 @@ struct Pool {
 struct Way {
     tls: Option<Arc<TlsSettings>>,
     dial_timeout: Duration,
+    reach: Reach,
+}
+
+/// Where a client connects to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    Anywhere,
+    /// Not to this machine nor its link, whatever names say.
+    Elsewhere,
 }
 
 struct Maker {
+    allow_local: bool,
     system: Authorities,
     headers: HeaderMap,
     user_agent: HeaderValue,
@@ -69,7 +82,12 @@ impl Maker {
             .default_headers(self.headers.clone())
             .connect_timeout(way.dial_timeout)
             .user_agent(self.user_agent.clone());
-        for proxy in proxies().map_err(|e| bad("proxy environment variables", describe(e)))? {
+        let proxies = proxies().map_err(|e| bad("proxy environment variables", describe(e)))?;
+        // Behind a proxy it is the proxy that resolves names, and its own may well be of this machine.
+        if way.reach == Reach::Elsewhere && proxies.is_empty() {
+            builder = builder.dns_resolver(Arc::new(NotLocal));
+        }
+        for proxy in proxies {
             builder = builder.proxy(proxy);
         }
         builder.build().map_err(|e| bad("http client", describe(e)))
@@ -86,24 +104,36 @@ impl Transport {
             why: "has characters a header must not have".to_owned(),
         })?;
         let connect_timeout = config.connect_timeout;
-        let maker = Maker { system: tls::system(), headers, user_agent, connect_timeout };
-        let usual = maker.make(&Way { tls: None, dial_timeout: connect_timeout })?;
+        let allow_local = config.allow_local_redirects;
+        let maker = Maker { allow_local, system: tls::system(), headers, user_agent, connect_timeout };
+        let usual = maker.make(&Way { tls: None, dial_timeout: connect_timeout, reach: Reach::Anywhere })?;
         Ok(Self { usual, pool: Arc::new(Pool { maker, others: Mutex::default() }), counters: Arc::default() })
     }
 
     /// The client for a request to `url` on behalf of `endpoint`: with all the host's settings for the host itself, and
-    /// trusting whom it trusts elsewhere.
+    /// trusting whom it trusts elsewhere. A host elsewhere does not point to this machine.
     pub(crate) fn client(&self, endpoint: &Endpoint, url: &SignedUrl) -> Result<Client, Cause> {
         let own = url.same_host(&endpoint.base);
+        let reach = match own || self.pool.maker.allow_local || is_local(&endpoint.base) {
+            true => Reach::Anywhere,
+            false => Reach::Elsewhere,
+        };
+        if reach == Reach::Elsewhere && is_local(url.expose()) {
+            return Err(Cause::Nonsense(format!(
+                "{} points to {url}, an address of this machine or its link (resolver.allow_local_redirects allows that)",
+                endpoint.tag
+            )));
+        }
         let slot = if own { &endpoint.clients.own } else { &endpoint.clients.elsewhere };
         if let Some(client) = slot.get() {
             return Ok(client.clone());
         }
         let way = match (own, &endpoint.tls) {
-            (true, tls) => Way { tls: tls.clone(), dial_timeout: endpoint.dial_timeout },
+            (true, tls) => Way { tls: tls.clone(), dial_timeout: endpoint.dial_timeout, reach },
             (false, tls) => Way {
                 tls: tls.as_ref().and_then(|tls| tls.elsewhere()),
                 dial_timeout: self.pool.maker.connect_timeout,
+                reach,
             },
         };
         let client = self.way(way).map_err(|error| Cause::Nonsense(error.to_string()))?;
@@ -111,7 +141,8 @@ impl Transport {
     }
 
     fn way(&self, way: Way) -> Result<Client, Error> {
-        if way.tls.is_none() && way.dial_timeout == self.pool.maker.connect_timeout {
+        let usual = way.dial_timeout == self.pool.maker.connect_timeout && way.reach == Reach::Anywhere;
+        if way.tls.is_none() && usual {
             return Ok(self.usual.clone());
         }
         let mut others = self.pool.others.lock();
@@ -165,6 +196,45 @@ impl Transport {
     }
 }
 
+/// Whether a URL names this machine or its link, where a node's own services are: kubelet, the metadata service.
+fn is_local(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Ipv4(address)) => is_local_address(address.into()),
+        Some(Host::Ipv6(address)) => is_local_address(address.into()),
+        Some(Host::Domain(name)) => {
+            let name = name.trim_end_matches('.');
+            name == "localhost" || name.ends_with(".localhost")
+        }
+        None => false,
+    }
+}
+
+fn is_local_address(address: IpAddr) -> bool {
+    let address = address.to_canonical();
+    let on_link = match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    on_link || address.is_loopback() || address.is_unspecified()
+}
+
+/// Resolves names as usual, but not to this machine or its link.
+#[derive(Debug)]
+struct NotLocal;
+
+impl Resolve for NotLocal {
+    fn resolve(&self, name: Name) -> Resolving {
+        Box::pin(async move {
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            let elsewhere: Vec<SocketAddr> = found.filter(|found| !is_local_address(found.ip())).collect();
+            if elsewhere.is_empty() {
+                return Err(format!("{} is this machine or on its link", name.as_str()).into());
+            }
+            Ok(Box::new(elsewhere.into_iter()) as Addrs)
+        })
+    }
+}
+
 /// The failure of an answer that says to come back later.
 pub(crate) fn later(response: &Response) -> Cause {
     let hold = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
@@ -215,9 +285,66 @@ mod tests {
     use super::*;
 
     #[test]
+    fn this_machine_and_its_link_are_known_in_every_spelling() {
+        for (url, local) in [
+            ("http://127.0.0.1/", true),
+            ("http://127.1.2.3:80/", true),
+            ("http://2130706433/", true),
+            ("http://0x7f.1/", true),
+            ("http://0.0.0.0/", true),
+            ("http://169.254.169.254/latest/meta-data", true),
+            ("http://[::1]/", true),
+            ("http://[::ffff:169.254.169.254]/", true),
+            ("http://[fe80::1]/", true),
+            ("http://localhost/", true),
+            ("http://LOCALHOST./", true),
+            ("http://a.localhost/", true),
+            ("http://10.0.0.1/", false),
+            ("http://192.168.1.1/", false),
+            ("http://[fd00::1]/", false),
+            ("http://registry.example/", false),
+            ("http://localhost.example/", false),
+        ] {
+            assert_eq!(is_local(&Url::parse(url).unwrap()), local, "{url}");
+        }
+    }
+
+    #[tokio::test]
+    async fn names_lead_elsewhere_only() {
+        let resolve = |name: &str| NotLocal.resolve(name.parse().unwrap());
+        let error = resolve("localhost").await.map(drop).unwrap_err().to_string();
+        assert!(error.contains("this machine"), "{error}");
+        assert_eq!(
+            resolve("192.0.2.1").await.unwrap().map(|found| found.ip().to_string()).collect::<Vec<_>>(),
+            ["192.0.2.1"]
+        );
+    }
+
+    #[test]
+    fn hosts_elsewhere_do_not_point_here() {
+        let client = |config: &Config, origin: &str, url: &str| {
+            let endpoints =
+                crate::hosts::endpoints(origin, config, None, crate::origin::Capability::Pull).unwrap();
+            let transport = Transport::new(config).unwrap();
+            transport.client(&endpoints[0], &SignedUrl::new(Url::parse(url).unwrap())).map(drop)
+        };
+        let usual = Config::default();
+        let metadata = "http://169.254.169.254/token?secret=hunter2";
+        let error = client(&usual, "registry.example", metadata).unwrap_err().to_string();
+        assert!(error.contains("registry.example points to") && !error.contains("hunter2"), "{error}");
+        client(&usual, "registry.example", "https://storage.example/x").unwrap();
+        client(&usual, "registry.example", "https://10.0.0.1/x").unwrap();
+        client(&usual, "127.0.0.1:5000", "http://127.0.0.1:9000/x").unwrap();
+        client(&usual, "localhost:5000", "http://127.0.0.1:9000/x").unwrap();
+        let allowed = Config { allow_local_redirects: true, ..Config::default() };
+        client(&allowed, "registry.example", metadata).unwrap();
+    }
+
+    #[test]
     fn alike_hosts_share_a_client_and_few_are_kept() {
         let transport = Transport::new(&Config::default()).unwrap();
-        let way = |seconds| Way { tls: None, dial_timeout: Duration::from_secs(seconds) };
+        let way =
+            |seconds| Way { tls: None, dial_timeout: Duration::from_secs(seconds), reach: Reach::Anywhere };
         transport.way(way(10)).unwrap();
         assert!(transport.pool.others.lock().is_empty(), "that is the usual one");
         for _ in 0..2 {

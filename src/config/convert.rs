@@ -103,6 +103,7 @@ impl Config {
                 true => registry::DockerConfig::FromEnvironment,
                 false => registry::DockerConfig::File(self.docker_config.path.clone()),
             },
+            allow_local_redirects: self.resolver.allow_local_redirects,
             ..registry::Config::default()
         }
     }

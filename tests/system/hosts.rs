@@ -1,5 +1,7 @@
 //! Registries as they are: hosts.toml, hosts that die and come back, certificates of a private authority.
 
+use support::system::LOGIN;
+
 use super::*;
 
 /// A registry's name that no resolver knows: it is reached by what hosts.toml says, or not at all.
@@ -109,4 +111,99 @@ fn reads_go_from_host_to_host_as_these_die_come_back_and_are_exchanged() {
     std::thread::sleep(LOOK);
     read_next();
     assert_eq!(asked(&all), [false, false, true]);
+}
+
+/// A credential helper that answers with what is in its file `login`.
+fn helper(dir: &Path) {
+    use std::os::unix::fs::PermissionsExt as _;
+    let path = dir.join("docker-credential-test");
+    fs::write(&path, format!("#!/bin/sh\ncat {}\n", dir.join("login").display())).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn it_is_said_with_which_login_a_registry_is_asked_and_whether_it_lets_in() {
+    if !system::available() {
+        return;
+    }
+    let dir = guard::temp_dir();
+    let image = Image::busybox();
+    let registry = DockerRegistry::locked(&dir.path().join("registry"), &image);
+    let reference = image.reference(&registry, Form::Estargz);
+    let (user, password) = LOGIN;
+    let config = dir.path().join("config.json");
+    let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap_or_default());
+    helper(dir.path());
+    let login = |password: &str| json!({"ServerURL": "", "Username": user, "Secret": password}).to_string();
+    let check = |docker: Value| {
+        fs::write(&config, docker.to_string()).unwrap();
+        let output = Command::new("timeout")
+            .args(["60", BINARY, "login-check", "--json", &reference])
+            .env("DOCKER_CONFIG", dir.path())
+            .env("PATH", &path)
+            .output()
+            .unwrap();
+        let said = text(&output);
+        assert!(!said.contains(password) && !said.contains("hunter2"), "{said}");
+        (
+            output.status.code(),
+            serde_json::from_slice::<Value>(&output.stdout).unwrap_or_else(|_| panic!("{said}")),
+        )
+    };
+    let host = registry.address();
+
+    let (code, said) = check(json!({}));
+    assert_eq!((code, &said["hosts"][0]["login"]), (Some(1), &json!("none")), "{said:#}");
+    assert_eq!(said["answer"]["reason"], "auth_denied", "{said:#}");
+
+    let (code, said) = check(json!({"auths": {host: {"username": user, "password": password}}}));
+    assert_eq!((code, &said["hosts"][0]["login"]), (Some(0), &json!("user and password")), "{said:#}");
+
+    let helped = json!({"credHelpers": {host: "test"}});
+    fs::write(dir.path().join("login"), login("hunter2")).unwrap();
+    let (code, said) = check(helped.clone());
+    assert_eq!((code, &said["answer"]["reason"]), (Some(1), &json!("auth_denied")), "{said:#}");
+    let error = said["answer"]["error"].as_str().unwrap();
+    assert!(error.contains("auth failed at") && error.contains("docker-credential-test"), "{error}");
+    fs::write(dir.path().join("login"), login(password)).unwrap();
+    let (code, said) = check(helped);
+    assert_eq!(code, Some(0), "{said:#}");
+    assert!(said["hosts"][0]["from"].as_str().unwrap().contains("docker-credential-test"), "{said:#}");
+}
+
+#[test]
+fn reads_go_on_after_a_password_was_rotated_under_a_running_container() {
+    if !system::available() {
+        return;
+    }
+    let registry = ScriptedRegistry::start();
+    registry.set_auth(Auth::Basic { user: "user".to_owned(), password: "first".to_owned() });
+    let docker = guard::temp_dir();
+    let config = docker.path().join("config.json");
+    let write = |password: &str| {
+        let auths = json!({"auths": {registry.host(): {"username": "user", "password": password}}});
+        fs::write(&config, auths.to_string()).unwrap();
+    };
+    write("first");
+    let settings = format!("{ONLY_WHAT_IS_READ}[docker_config]\npath = \"{}\"\n", config.display());
+    let Some(stand) = Stand::new(&settings) else { return };
+    let layer = (0..8).fold(base(), |layer, n| layer.noise(format!("data/{n}"), 400_000, n + 1));
+    let contents = layer.contents();
+    let reference = push(&registry, &[LayerBlob::lazy(&Encoder::new().encode(&layer))]);
+    assert_eq!(outcomes(&pull(&stand, &reference)), ["lazy"]);
+    let (links, _) = places(&stand.lazurite.root());
+    let data = stand.lazurite.root().join("snapshots/1").join(&links[0]).join("data");
+    let read = |n: u64| {
+        let found = fs::read(data.join(n.to_string())).unwrap();
+        assert!(found == contents[format!("data/{n}").as_bytes()], "data/{n} has other bytes");
+    };
+    read(7);
+    registry.set_password("second");
+    write("second");
+    registry.take_requests();
+    // Backwards: nothing is fetched ahead.
+    read(4);
+    let refused = registry.take_requests().iter().filter(|request| request.status == 401).count();
+    assert!(refused <= 1, "{refused} requests were refused before the new password was used");
+    read(1);
 }

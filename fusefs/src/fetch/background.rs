@@ -35,6 +35,8 @@ pub struct Position {
     following: Mutex<Option<(u32, u64)>>,
     /// Whether the builder said what a start needs.
     profiled: AtomicBool,
+    /// Whether everything is fetched sooner or later: then what a reader will want next is.
+    filled: AtomicBool,
     /// Whether the last miss was one of a reader that reads on.
     reads_on: AtomicBool,
 }
@@ -54,6 +56,16 @@ impl Position {
     /// The builder said what a start needs.
     pub fn set_profiled(&self) {
         self.profiled.store(true, Ordering::Relaxed);
+    }
+
+    /// Everything is fetched.
+    pub fn set_filled(&self) {
+        self.filled.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it is.
+    pub(super) fn is_filled(&self) -> bool {
+        self.filled.load(Ordering::Relaxed)
     }
 
     fn at_start(&self) -> AtStart {
@@ -82,9 +94,9 @@ pub enum Step {
 pub async fn background(layer: &Arc<Layer>, position: &Position, until: u32, class: Class) -> Step {
     let engine = layer.engine().clone();
     let urgency = if position.is_awaited() { Class::Prefetch } else { class };
-    let most = || engine.pace.at_once(engine.config.background_request);
+    let room = || engine.pace.room(engine.config.background_request);
     let admission =
-        engine.scheduler.admit_background(urgency, position.at_start(), &layer.sources().host(), most).await;
+        engine.scheduler.admit_background(urgency, position.at_start(), &layer.sources().host(), room).await;
     let size = match (urgency, admission.beside()) {
         // No more than comes in a round trip: a reader who comes now waits no longer than that.
         (Class::Fill, Beside::Start | Beside::Readers) => {
@@ -147,9 +159,9 @@ impl BlobDigest {
         let size = engine.config.background_request;
         let range = self.at..layer.blob_size().min(self.at + size);
         let length = range.end - range.start;
-        let most = || engine.pace.at_once(size);
+        let room = || engine.pace.room(size);
         let host = layer.sources().host();
-        let admission = engine.scheduler.admit_background(Class::Fill, AtStart::Wait, &host, most).await;
+        let admission = engine.scheduler.admit_background(Class::Fill, AtStart::Wait, &host, room).await;
         let _memory = reserve(&engine.memory, &engine.config, length).await;
         engine.pace.admit(length).await;
         engine.counters.background_requests.fetch_add(1, Ordering::Relaxed);

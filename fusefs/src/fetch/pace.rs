@@ -16,10 +16,14 @@ use std::{
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until};
 
+use super::scheduler::Room;
+
 /// What a reader may be made to wait, on any link, for bytes that it has not asked for.
 const PATIENCE: Duration = Duration::from_millis(5);
 /// The furthest a first request reaches ahead on any link, in bytes.
 const MOST_AHEAD: u64 = 1 << 20;
+/// A link with this delay is empty for most of a reader's request: what is fetched beside it takes little from it.
+const FAR: f64 = 0.05;
 /// Requests that are remembered: a link that has become slower is seen after as many.
 const LATELY: usize = 32;
 
@@ -125,12 +129,14 @@ impl Pace {
         (bytes as u64).clamp(least, MOST_AHEAD.max(least))
     }
 
-    /// How many requests of `bytes` keep the link busy: what it holds twice over, as far as is known, so that more shows
-    /// where there is more; and one that comes while another is being asked for.
-    pub(super) fn at_once(&self, bytes: u64) -> usize {
+    /// How many requests of `bytes` the link has room for: to keep it busy what it holds twice over, as far as is known, so
+    /// that more shows where there is more; and one that comes while another is being asked for.
+    pub(super) fn room(&self, bytes: u64) -> Room {
         let link = self.measured.lock().link();
         let holds = link.map_or(0.0, |link| link.rate * link.delay);
-        1 + (2.0 * holds / bytes.max(1) as f64).ceil().max(1.0) as usize
+        let alone = 1 + (2.0 * holds / bytes.max(1) as f64).ceil().max(1.0) as usize;
+        let far = link.is_some_and(|link| link.delay >= FAR);
+        Room { alone, beside_readers: if far { alone - 2 } else { 0 } }
     }
 }
 
@@ -169,19 +175,20 @@ mod tests {
     async fn requests_reach_ahead_and_run_beside_each_other_as_the_link_has_room() {
         let ms = Duration::from_millis;
         let unknown = Pace::new(None);
-        assert_eq!((unknown.ahead(1000), unknown.ahead(0), unknown.at_once(2 * MIB)), (1000, 0, 2));
+        assert_eq!((unknown.ahead(1000), unknown.ahead(0), unknown.room(2 * MIB).alone), (1000, 0, 2));
         // 200 Mbit/s and 20 ms hold half a megabyte.
         let pace = measured(25e6, ms(20), 4).await;
         assert!(pace.ahead(1000).abs_diff(500_000) < 100_000, "{}", pace.ahead(1000));
-        assert_eq!(pace.at_once(2 * MIB), 2);
+        assert_eq!(pace.room(2 * MIB), Room { alone: 2, beside_readers: 0 });
         // 1 Gbit/s and 100 ms hold twelve; with what 4 lanes of 2 MiB have shown of it more are tried.
         let pace = measured(125e6, ms(100), 4).await;
         assert_eq!(pace.ahead(1000), MOST_AHEAD);
-        assert!((6..=10).contains(&pace.at_once(2 * MIB)), "{}", pace.at_once(2 * MIB));
+        let room = pace.room(2 * MIB);
+        assert!((6..=10).contains(&room.alone) && room.beside_readers == room.alone - 2, "{room:?}");
         // A near one is worth the patience for ahead and no more lanes.
         let pace = measured(100e6, ms(0), 1).await;
         assert!(pace.ahead(1000).abs_diff(500_000) < 1000, "{}", pace.ahead(1000));
-        assert_eq!(pace.at_once(2 * MIB), 2);
+        assert_eq!(pace.room(2 * MIB).alone, 2);
     }
 
     #[tokio::test(start_paused = true)]

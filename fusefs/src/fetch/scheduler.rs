@@ -135,21 +135,32 @@ impl Admission<'_> {
     }
 }
 
-/// Whether a request in the background may begin now. `running` are those to its registry, `most` what keeps its link busy.
+/// Requests that a registry's link has room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// While nobody waits for any.
+    pub alone: usize,
+    /// Beside those that readers wait for, without taking anything from them.
+    pub beside_readers: usize,
+}
+
+/// Whether a request in the background may begin now. `running` are those to its registry.
 fn may_begin(
     class: Class,
     at_start: AtStart,
     beside: Beside,
     active: Active,
     running: usize,
-    most: usize,
+    room: Room,
 ) -> bool {
     let [readers, prefetch, _] = active;
     match (class, beside, at_start) {
         (Class::Fill, _, _) if prefetch > 0 => false,
         (Class::Fill, Beside::Start, AtStart::Wait) => false,
-        (Class::Fill, Beside::Start | Beside::Readers, _) => readers == 0 && running == 0,
-        _ => running < if readers == 0 { most } else { BESIDE },
+        (Class::Fill, Beside::Start | Beside::Readers, _) => {
+            readers == 0 && running == 0 || running < room.beside_readers
+        }
+        _ => running < if readers == 0 { room.alone } else { BESIDE.max(room.beside_readers) },
     }
 }
 
@@ -216,13 +227,13 @@ impl Scheduler {
         }
     }
 
-    /// A request in the background to a registry whose link `most` keep busy, when it is its turn.
+    /// A request in the background to a registry, when it is its turn and the link has room.
     pub async fn admit_background(
         &self,
         class: Class,
         at_start: AtStart,
         registry: &str,
-        most: impl Fn() -> usize,
+        room: impl Fn() -> Room,
     ) -> Admission<'_> {
         let closed = "the semaphore is never closed";
         let registry = self.registry(registry);
@@ -239,7 +250,7 @@ impl Scheduler {
             // Others have seen the same; only some of them may go on.
             let admitted = self.active.send_if_modified(|active| {
                 let running = registry.running.load(Ordering::Relaxed);
-                let admitted = now >= until || may_begin(class, at_start, beside, *active, running, most());
+                let admitted = now >= until || may_begin(class, at_start, beside, *active, running, room());
                 if admitted {
                     active[class as usize] += 1;
                     registry.running.fetch_add(1, Ordering::Relaxed);
@@ -296,6 +307,11 @@ mod tests {
 
     const MANY: usize = 100;
 
+    /// On a near link.
+    fn room(alone: usize) -> Room {
+        Room { alone, beside_readers: 0 }
+    }
+
     /// As many admissions as are given at once.
     fn admitted<'a>(
         scheduler: &'a Scheduler,
@@ -305,7 +321,7 @@ mod tests {
     ) -> Vec<Admission<'a>> {
         let mut all = Vec::new();
         while let Some(admission) =
-            scheduler.admit_background(class, AtStart::Wait, registry, || most).now_or_never()
+            scheduler.admit_background(class, AtStart::Wait, registry, || room(most)).now_or_never()
         {
             all.push(admission);
             assert!(all.len() < 100);
@@ -335,11 +351,20 @@ mod tests {
             (Fill, Wait, [0, 0, 1], Readers, 1, false),
         ] {
             assert_eq!(
-                may_begin(class, at_start, beside, active, running, 4),
+                may_begin(class, at_start, beside, active, running, room(4)),
                 may,
                 "{class:?} {active:?} {beside:?} {running}"
             );
         }
+    }
+
+    #[test]
+    fn on_a_far_link_fill_runs_beside_readers() {
+        let far = Room { alone: 6, beside_readers: 4 };
+        let may =
+            |at_start, beside, running| may_begin(Class::Fill, at_start, beside, [1, 0, 0], running, far);
+        assert!(may(AtStart::TakeLittle, Beside::Start, 3) && !may(AtStart::TakeLittle, Beside::Start, 4));
+        assert!(may(AtStart::Wait, Beside::Readers, 3) && !may(AtStart::Wait, Beside::Start, 0));
     }
 
     #[tokio::test(start_paused = true)]
@@ -352,7 +377,7 @@ mod tests {
         assert_eq!(beside.len(), BESIDE);
         drop(reader);
         tokio::time::advance(QUIET).await;
-        let mut fill = Box::pin(scheduler.admit_background(Class::Fill, AtStart::Wait, "r", || MANY));
+        let mut fill = Box::pin(scheduler.admit_background(Class::Fill, AtStart::Wait, "r", || room(MANY)));
         assert!(fill.as_mut().now_or_never().is_none(), "prefetch is still under way");
         drop(admitted(&scheduler, Class::Prefetch, "r", MANY));
         drop(beside);
@@ -364,7 +389,7 @@ mod tests {
         let scheduler = Scheduler::new(8);
         scheduler.note(Sign::Pulled);
         let begun = Instant::now();
-        let first = scheduler.admit_background(Class::Fill, AtStart::Wait, "r", || MANY).await;
+        let first = scheduler.admit_background(Class::Fill, AtStart::Wait, "r", || room(MANY)).await;
         assert_eq!((first.beside(), begun.elapsed()), (Beside::Nobody, PULLED));
         drop(first);
         for _ in 0..STARTING.as_millis() / 50 {
@@ -385,7 +410,8 @@ mod tests {
         let scheduler = Scheduler::new(8);
         let _reader = scheduler.admit_reader();
         let beside = admitted(&scheduler, Class::Prefetch, "r", MANY);
-        let waiting = || Box::pin(scheduler.admit_background(Class::Prefetch, AtStart::Wait, "r", || MANY));
+        let waiting =
+            || Box::pin(scheduler.admit_background(Class::Prefetch, AtStart::Wait, "r", || room(MANY)));
         let mut waiting: Vec<_> = (0..4).map(|_| waiting()).collect();
         assert!(waiting.iter_mut().all(|one| one.as_mut().now_or_never().is_none()));
         drop(beside);
@@ -404,15 +430,16 @@ mod tests {
         let _hanging = admitted(&scheduler, Class::Fill, "hangs", 1);
         let reader = scheduler.admit_reader();
         let begun = tokio::time::Instant::now();
-        let other = scheduler.admit_background(Class::Fill, AtStart::Wait, "other", || MANY).await;
+        let other = scheduler.admit_background(Class::Fill, AtStart::Wait, "other", || room(MANY)).await;
         assert_eq!(begun.elapsed(), GIVE_WAY, "the reader is never done");
         drop(reader);
-        let _second = scheduler.admit_background(Class::Fill, AtStart::Wait, "hangs", || 1).await;
-        let _third = scheduler.admit_background(Class::Fill, AtStart::Wait, "hangs", || 1).await;
-        let mut fourth = Box::pin(scheduler.admit_background(Class::Fill, AtStart::Wait, "hangs", || 1));
+        let _second = scheduler.admit_background(Class::Fill, AtStart::Wait, "hangs", || room(1)).await;
+        let _third = scheduler.admit_background(Class::Fill, AtStart::Wait, "hangs", || room(1)).await;
+        let mut fourth =
+            Box::pin(scheduler.admit_background(Class::Fill, AtStart::Wait, "hangs", || room(1)));
         tokio::time::advance(GIVE_WAY * 2).await;
         assert!(fourth.as_mut().now_or_never().is_none(), "three of four places are taken by it");
         drop(other);
-        scheduler.admit_background(Class::Fill, AtStart::Wait, "other", || MANY).await;
+        scheduler.admit_background(Class::Fill, AtStart::Wait, "other", || room(MANY)).await;
     }
 }

@@ -470,6 +470,32 @@ fn root_attr() -> FileAttr {
 mod tests {
     use super::*;
 
+    #[tokio::test]
+    async fn a_panic_ends_its_request_and_nothing_else() {
+        /// Stands for a reply: the library's own answers EIO when it is dropped.
+        struct Reply(Arc<AtomicU64>);
+        impl Drop for Reply {
+            fn drop(&mut self) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let counters = Arc::new(FuseCounters::default());
+        let runtime = Handle::current();
+        let deadline = Duration::from_secs(1);
+        let adapter = Adapter::new(Arc::default(), counters.clone(), runtime, OpaqueXattr::Trusted, deadline);
+        let dropped = Arc::new(AtomicU64::new(0));
+        let reply = Reply(dropped.clone());
+        adapter.answer(Op::Read, move || {
+            let _reply = reply;
+            panic!("injected");
+        });
+        assert_eq!(dropped.load(Ordering::Relaxed), 1, "it is answered");
+        let mut answered = false;
+        adapter.answer(Op::Read, || answered = true);
+        assert!(answered);
+        assert_eq!((counters.panics.load(Ordering::Relaxed), counters.total()), (1, 2));
+    }
+
     #[test]
     fn device_numbers_are_encoded_as_the_kernel_decodes_them() {
         let rdev = |major, minor| {

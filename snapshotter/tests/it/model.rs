@@ -19,6 +19,7 @@ enum Step {
     Update { key: &'static str, label: &'static str, value: &'static str, all: bool },
     Cleanup,
     Reopen,
+    Crash,
 }
 
 /// Few names, so that steps meet; a name is a key as often as a parent.
@@ -49,6 +50,7 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(key, label, value, all)| Step::Update { key, label, value, all }),
         1 => Just(Step::Cleanup),
         1 => Just(Step::Reopen),
+        1 => Just(Step::Crash),
     ]
 }
 
@@ -216,6 +218,10 @@ async fn take(node: &mut Node, model: &mut Model, step: &Step) {
         }
         Step::Reopen => {
             node.reopen().await;
+            (Ok(None), Ok(None))
+        }
+        Step::Crash => {
+            node.crash().await;
             (Ok(None), Ok(None))
         }
     };

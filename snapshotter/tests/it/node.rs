@@ -41,6 +41,15 @@ impl Node {
         self.open();
     }
 
+    /// As a kill of the daemon and its next start: the records' file is as it was then, not as a stop leaves it.
+    pub async fn crash(&mut self) {
+        let records = self.path("snapshots.redb");
+        let then = std::fs::read(&records).unwrap();
+        self.close().await;
+        std::fs::write(&records, then).unwrap();
+        self.open();
+    }
+
     pub async fn close(&mut self) {
         if let Some(snapshotter) = self.snapshotter.take() {
             snapshotter.close().await;

@@ -25,7 +25,7 @@ use rustix::process::Signal;
 use crate::guard::{self, ProcessGuard};
 
 pub use containerd::{Containerd, Cri, ImageMount, Task};
-pub use docker_registry::{Access, DockerRegistry};
+pub use docker_registry::{Access, DockerRegistry, LOGIN};
 pub use images::{Form, Image};
 pub use lazurite::Lazurite;
 

@@ -22,7 +22,14 @@ enum Mode {
     ReadWrite,
     /// Other tests serve the same files.
     ReadOnly,
+    /// The same, for who knows [`LOGIN`].
+    Locked,
 }
+
+/// User and password that [`DockerRegistry::locked`] takes.
+pub const LOGIN: (&str, &str) = ("user", "U*U");
+/// The password's bcrypt: a test vector of crypt_blowfish.
+const HASH: &str = "$2a$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW";
 
 /// One answered request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +59,14 @@ impl DockerRegistry {
     /// If it does not start.
     pub fn with_images(dir: &Path, image: &Image) -> DockerRegistry {
         DockerRegistry::open(dir, image.storage(), Mode::ReadOnly)
+    }
+
+    /// As [`DockerRegistry::with_images`], for who knows [`LOGIN`].
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn locked(dir: &Path, image: &Image) -> DockerRegistry {
+        DockerRegistry::open(dir, image.storage(), Mode::Locked)
     }
 
     fn open(dir: &Path, storage: PathBuf, mode: Mode) -> DockerRegistry {
@@ -100,13 +115,21 @@ impl DockerRegistry {
     fn config(&self) -> String {
         let maintenance = match self.mode {
             Mode::ReadWrite => "",
-            Mode::ReadOnly => "  maintenance: {readonly: {enabled: true}}\n",
+            Mode::ReadOnly | Mode::Locked => "  maintenance: {readonly: {enabled: true}}\n",
+        };
+        let auth = match self.mode {
+            Mode::ReadWrite | Mode::ReadOnly => String::new(),
+            Mode::Locked => {
+                let path = self.dir.join("htpasswd");
+                std::fs::write(&path, format!("{}:{HASH}\n", LOGIN.0)).expect("the registry's users");
+                format!("auth: {{htpasswd: {{realm: test, path: {path:?}}}}}\n")
+            }
         };
         format!(
             "version: 0.1\n\
              log: {{level: info, accesslog: {{disabled: false}}}}\n\
              storage:\n  filesystem: {{rootdirectory: {:?}}}\n{maintenance}\
-             http: {{addr: {:?}}}\n",
+             {auth}http: {{addr: {:?}}}\n",
             self.storage, self.address
         )
     }
