@@ -6,7 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
@@ -134,6 +134,26 @@ fn base() -> Layer {
         .symlink("bin/sh", "busybox")
         .dir("tmp")
         .mode(0o1777)
+}
+
+/// The files `data/<number>` of the only lazy layer there is, read through the mount.
+struct Files {
+    dir: PathBuf,
+    contents: BTreeMap<Vec<u8>, bytes::Bytes>,
+}
+
+impl Files {
+    fn of(stand: &Stand, layer: &Layer) -> Files {
+        let (links, _) = places(&stand.lazurite.root());
+        let dir = stand.lazurite.root().join("snapshots/1").join(&links[0]).join("data");
+        Files { dir, contents: layer.contents() }
+    }
+
+    #[track_caller]
+    fn read(&self, n: u64) {
+        let found = fs::read(self.dir.join(n.to_string())).unwrap();
+        assert!(found == self.contents[format!("data/{n}").as_bytes()], "data/{n} has other bytes");
+    }
 }
 
 fn push(registry: &ScriptedRegistry, layers: &[LayerBlob]) -> String {

@@ -311,7 +311,6 @@ mod tests {
 
     #[tokio::test]
     async fn helpers_are_asked_once_a_minute_and_anew_after_a_refusal() {
-        use std::os::unix::fs::PermissionsExt as _;
         let directory = tempfile::tempdir().unwrap();
         let config = r#"{
             "auths": {"kept.example": {"username": "u", "password": "p"}, "both.example": {}},
@@ -322,8 +321,7 @@ mod tests {
         std::fs::write(&path, config).unwrap();
         let script = |name: &str, body: &str| {
             let path = directory.path().join(format!("docker-credential-{name}"));
-            std::fs::write(&path, format!("#!/bin/sh\nread server\n{body}\n")).unwrap();
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+            support::write_script(&path, &format!("#!/bin/sh\nread server\n{body}\n"));
         };
         script("store", "echo credentials not found in native keychain; exit 1");
         let answer = |user: &str| {

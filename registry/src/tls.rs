@@ -11,7 +11,9 @@
 use crate::Error;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, WebPkiServerVerifier, verify_server_name};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{
+    CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature,
+};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
@@ -166,18 +168,19 @@ pub(crate) fn client_config(system: &Authorities, settings: &TlsSettings) -> Res
     let mut authorities = system.clone();
     authorities.extend(&settings.authorities);
     let Authorities { roots, known } = authorities;
-    let builder = match settings.verification {
-        Verification::Skipped => {
-            let verifier = Anybody { provider: provider.clone() };
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
-        }
-        // Nobody is trusted, which the verifier below cannot be told.
-        Verification::Full if roots.is_empty() => builder.with_root_certificates(roots),
-        Verification::Full => {
-            let usual = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-                .build()
-                .map_err(|error| bad("tls", error.to_string()))?;
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(Known { usual, known }))
+    let trusted = match settings.verification {
+        Verification::Skipped => None,
+        Verification::Full => Some(Arc::new(roots)),
+    };
+    let builder = match trusted {
+        // Nobody is trusted, which the usual verifier cannot be told.
+        Some(roots) if roots.is_empty() => builder.with_root_certificates(roots),
+        trusted => {
+            let usual = |roots| WebPkiServerVerifier::builder_with_provider(roots, provider.clone()).build();
+            let usual = trusted.map(usual).transpose().map_err(|error| bad("tls", error.to_string()))?;
+            let algorithms = provider.signature_verification_algorithms;
+            let trusted = usual.map(|usual| Trusted { usual, known });
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(Verifier { algorithms, trusted }))
         }
     };
     let identities = settings.identities.iter();
@@ -195,15 +198,23 @@ pub(crate) fn client_config(system: &Authorities, settings: &TlsSettings) -> Res
     Ok(config)
 }
 
+/// Whom a server may be. Whoever it is has to have the key of its certificate.
+#[derive(Debug)]
+struct Verifier {
+    algorithms: WebPkiSupportedAlgorithms,
+    /// Without, it may be anybody.
+    trusted: Option<Trusted>,
+}
+
 /// The usual verification, except that a trusted certificate may be the server's own although it is an authority's,
 /// as `openssl req -x509` makes them.
 #[derive(Debug)]
-struct Known {
+struct Trusted {
     usual: Arc<WebPkiServerVerifier>,
     known: HashSet<[u8; 32]>,
 }
 
-impl ServerCertVerifier for Known {
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -212,10 +223,13 @@ impl ServerCertVerifier for Known {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        match self.usual.verify_server_cert(end_entity, intermediates, name, ocsp, now) {
+        let Some(Trusted { usual, known }) = &self.trusted else {
+            return Ok(ServerCertVerified::assertion());
+        };
+        match usual.verify_server_cert(end_entity, intermediates, name, ocsp, now) {
             // What rustls has no name for; the time was compared before.
             Err(rustls::Error::InvalidCertificate(CertificateError::Other(_)))
-                if self.known.contains(&fingerprint(end_entity)) =>
+                if known.contains(&fingerprint(end_entity)) =>
             {
                 verify_server_name(&ParsedCertificate::try_from(end_entity)?, name)?;
                 Ok(ServerCertVerified::assertion())
@@ -230,7 +244,7 @@ impl ServerCertVerifier for Known {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.usual.verify_tls12_signature(message, certificate, signed)
+        verify_tls12_signature(message, certificate, signed, &self.algorithms)
     }
 
     fn verify_tls13_signature(
@@ -239,54 +253,11 @@ impl ServerCertVerifier for Known {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.usual.verify_tls13_signature(message, certificate, signed)
+        verify_tls13_signature(message, certificate, signed, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.usual.supported_verify_schemes()
-    }
-}
-
-/// No verification: any certificate is taken, as long as the server has its key.
-#[derive(Debug)]
-struct Anybody {
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signed, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signed, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.algorithms.supported_schemes()
     }
 }
 

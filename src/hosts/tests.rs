@@ -1,9 +1,7 @@
 //! Which directory counts, what a change does, and what a bad file does not.
 
-use std::io::Write;
-
 use registry::Root;
-use tracing_subscriber::fmt::MakeWriter;
+use support::log::Log;
 
 use super::*;
 
@@ -26,35 +24,6 @@ fn server(url: &str) -> OriginHosts {
 fn certificate() -> (String, String) {
     let made = rcgen::generate_simple_self_signed(vec!["r.example".to_owned()]).unwrap();
     (made.cert.pem(), made.signing_key.serialize_pem())
-}
-
-/// What is logged by this thread while it is installed.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl<'a> MakeWriter<'a> for Log {
-    type Writer = Log;
-
-    fn make_writer(&'a self) -> Log {
-        self.clone()
-    }
-}
-
-impl Log {
-    /// The lines since the last call.
-    fn take(&self) -> String {
-        String::from_utf8(std::mem::take(&mut *self.0.lock().unwrap())).unwrap()
-    }
 }
 
 #[test]
@@ -104,8 +73,9 @@ fn the_same_files_give_the_same_settings_and_are_not_read_again() {
 #[test]
 fn a_bad_file_changes_nothing_and_is_complained_about_once() {
     let log = Log::default();
+    let writer = log.clone();
     let _second = tracing::Dispatch::new(tracing_subscriber::registry());
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(log.clone()).finish();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
     let _installed = tracing::subscriber::set_default(subscriber);
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("r.example/hosts.toml");

@@ -73,21 +73,22 @@ pub struct Restoring {
     known: Vec<Remote>,
     /// Which of the known are gone.
     gone: Vec<u64>,
-    steps: Vec<JoinHandle<Vec<(u64, PathBuf)>>>,
+    /// The last step, behind those before; what it returns is all of theirs.
+    last: Option<JoinHandle<Vec<(u64, PathBuf)>>>,
 }
 
 impl Restoring {
     /// Of none so far.
     pub fn new(plane: Arc<Plane>, root: &Path) -> Restoring {
-        Restoring { plane, root: root.to_owned(), known: Vec::new(), gone: Vec::new(), steps: Vec::new() }
+        Restoring { plane, root: root.to_owned(), known: Vec::new(), gone: Vec::new(), last: None }
     }
 
     /// Begins to restore expected slots, behind those before.
     pub fn begin(&mut self, remotes: Vec<Remote>) {
         self.known.extend(remotes.iter().cloned());
-        let before = self.steps.pop();
+        let before = self.last.take();
         let (plane, root) = (self.plane.clone(), self.root.clone());
-        self.steps.push(tokio::spawn(async move {
+        self.last = Some(tokio::spawn(async move {
             let mut trees = match before {
                 Some(before) => before.await.unwrap_or_default(),
                 None => Vec::new(),
@@ -110,9 +111,9 @@ impl Restoring {
     /// Waits until all are back, and clears what no snapshot names. A layer that is not on disk any more costs itself only: it
     /// is opened from its registry behind, for as long as that takes.
     pub async fn finish(self, snapshotter: &Snapshotter<Port>) {
-        let Restoring { plane, root, known, gone, steps } = self;
-        for step in steps {
-            for (slot, tree) in step.await.unwrap_or_default() {
+        let Restoring { plane, root, known, gone, last } = self;
+        if let Some(last) = last {
+            for (slot, tree) in last.await.unwrap_or_default() {
                 // A crash may have come between the two.
                 let place = root.join("snapshots").join(slot.to_string()).join("fs");
                 if fs::read_link(place).ok() != Some(plane::place(slot, Some(&tree))) {

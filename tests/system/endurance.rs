@@ -140,17 +140,12 @@ fn a_registry_that_falls_silent_holds_up_no_call_and_reads_go_on_after_it() {
     let silence = Duration::from_secs(amount("LAZURITE_SILENCE", 2));
     let registry = ScriptedRegistry::start();
     let layer = (0..8).fold(base(), |layer, n| layer.noise(format!("data/{n}"), 900_000, n + 1));
-    let contents = layer.contents();
     let reference = push(&registry, &[LayerBlob::lazy(&Encoder::new().chunk_size(128 << 10).encode(&layer))]);
     let other = push_one(&registry, "other", &Layer::new().noise("other", 50_000, 99));
     stand.pull(&reference);
-    let (links, _) = places(&stand.lazurite.root());
-    let data = stand.lazurite.root().join("snapshots/1").join(&links[0]).join("data");
     let caller = Caller::new(&stand);
-    let read = |n: u64| {
-        let found = fs::read(data.join(n.to_string())).unwrap();
-        assert!(found == contents[format!("data/{n}").as_bytes()], "data/{n} has other bytes");
-    };
+    let files = Files::of(&stand, &layer);
+    let read = |n: u64| files.read(n);
     read(0);
     // In the midst of the first file.
     let stall = registry.fault(Rule::new(Action::Stall { after: 50_000 }).path("/blobs/").times(1));

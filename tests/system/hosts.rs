@@ -56,19 +56,14 @@ fn reads_go_from_host_to_host_as_these_die_come_back_and_are_exchanged() {
     let hosts = Hosts::new(&order(&[&one, &two]));
     let Some(stand) = Stand::new(&hosts.config()) else { return };
     let layer = (0..24).fold(base(), |layer, n| layer.noise(format!("data/{n}"), 400_000, n + 1));
-    let contents = layer.contents();
     let blobs = [LayerBlob::lazy(&Encoder::new().chunk_size(64 << 10).encode(&layer))];
     for registry in [&one, &two, &three] {
         registry.put_image("app", "v1", &blobs, &json!({"config": {"Cmd": ["/bin/sh"]}}));
     }
     let reference = format!("{NAME}/app:v1");
     assert_eq!(outcomes(&pull(&stand, &reference)), ["lazy"]);
-    let (links, _) = places(&stand.lazurite.root());
-    let data = stand.lazurite.root().join("snapshots/1").join(&links[0]).join("data");
-    let read = |n: u64| {
-        let found = fs::read(data.join(n.to_string())).unwrap();
-        assert!(found == contents[format!("data/{n}").as_bytes()], "data/{n} has other bytes");
-    };
+    let files = Files::of(&stand, &layer);
+    let read = |n: u64| files.read(n);
     // Four readers at once, of files nobody has read before, backwards: nothing is fetched ahead of them.
     let left = std::sync::atomic::AtomicU64::new(24);
     let read_next = || {
@@ -115,10 +110,8 @@ fn reads_go_from_host_to_host_as_these_die_come_back_and_are_exchanged() {
 
 /// A credential helper that answers with what is in its file `login`.
 fn helper(dir: &Path) {
-    use std::os::unix::fs::PermissionsExt as _;
     let path = dir.join("docker-credential-test");
-    fs::write(&path, format!("#!/bin/sh\ncat {}\n", dir.join("login").display())).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    support::write_script(&path, &format!("#!/bin/sh\ncat {}\n", dir.join("login").display()));
 }
 
 #[test]
@@ -188,15 +181,10 @@ fn reads_go_on_after_a_password_was_rotated_under_a_running_container() {
     let settings = format!("{ONLY_WHAT_IS_READ}[docker_config]\npath = \"{}\"\n", config.display());
     let Some(stand) = Stand::new(&settings) else { return };
     let layer = (0..8).fold(base(), |layer, n| layer.noise(format!("data/{n}"), 400_000, n + 1));
-    let contents = layer.contents();
     let reference = push(&registry, &[LayerBlob::lazy(&Encoder::new().encode(&layer))]);
     assert_eq!(outcomes(&pull(&stand, &reference)), ["lazy"]);
-    let (links, _) = places(&stand.lazurite.root());
-    let data = stand.lazurite.root().join("snapshots/1").join(&links[0]).join("data");
-    let read = |n: u64| {
-        let found = fs::read(data.join(n.to_string())).unwrap();
-        assert!(found == contents[format!("data/{n}").as_bytes()], "data/{n} has other bytes");
-    };
+    let files = Files::of(&stand, &layer);
+    let read = |n: u64| files.read(n);
     read(7);
     registry.set_password("second");
     write("second");

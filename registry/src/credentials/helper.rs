@@ -86,13 +86,11 @@ pub(super) async fn get(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt as _;
 
     async fn ask(script: &str, server: &str) -> Result<Option<Credential>, String> {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("docker-credential-test");
-        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        support::write_script(&path, &format!("#!/bin/sh\n{script}\n"));
         get("test", server, Some(&directory.path().to_owned())).await
     }
 

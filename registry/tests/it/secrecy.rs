@@ -2,32 +2,8 @@
 
 use crate::{REPOSITORY, config, content, later, mirrored, options, reference};
 use registry::{DockerConfig, ReadOptions, Registry, UploadOptions};
-use std::io::{self, Write};
-use std::sync::{Arc, Mutex};
+use support::log::Log;
 use support::registry::{Action, Auth, Rule, ScriptedRegistry, TokenAuth};
-use tracing_subscriber::fmt::MakeWriter;
-
-/// Everything logged while it is installed.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().expect("no writer panics").write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl<'a> MakeWriter<'a> for Log {
-    type Writer = Log;
-
-    fn make_writer(&'a self) -> Log {
-        self.clone()
-    }
-}
 
 #[tokio::test]
 async fn nothing_secret_is_printed() {
@@ -35,11 +11,13 @@ async fn nothing_secret_is_printed() {
     const HEADER: &str = "hunter2-header";
     const QUERY: &str = "hunter2-query";
     let log = Log::default();
+    let writer = log.clone();
     let subscriber = tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::TRACE);
     // With a single subscriber, a log statement first reached by the thread of another test would be taken as
     // of no interest to anybody; a second one makes every subscriber be asked.
     let _second = tracing::Dispatch::new(tracing_subscriber::registry());
-    let _installed = tracing::subscriber::set_default(subscriber.with_writer(log.clone()).finish());
+    let _installed =
+        tracing::subscriber::set_default(subscriber.with_writer(move || writer.clone()).finish());
 
     let (origin, storage) = (ScriptedRegistry::start(), ScriptedRegistry::start());
     let digest = origin.put_blob(REPOSITORY, content(1000));
@@ -129,7 +107,7 @@ async fn nothing_secret_is_printed() {
     assert_eq!(error.reason(), "auth_denied", "{error}");
     printed += &format!("{error} {error:?} {registry:?} {:?}", reference(&origin));
 
-    let logged = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let logged = log.take();
     assert!(logged.contains("registry::exchange") && logged.contains("token request"), "logs were taken");
     for secret in [PASSWORD, HEADER, QUERY, signature, session, "YW5uOmh1bnRlcjI"] {
         assert!(!printed.contains(secret), "{secret} printed: {printed}");
