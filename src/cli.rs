@@ -33,6 +33,10 @@ pub struct Cli {
 pub enum Command {
     /// Run the daemon that containerd talks to.
     Serve(ServeArgs),
+    /// Run the additional layer store that podman, buildah and CRI-O look for layers in.
+    Store(StoreArgs),
+    /// Hand podman's logins to the store; named in registries.conf.
+    StoreHelper(StoreHelperArgs),
     /// Pull an image through containerd; layers that can be lazy are not downloaded.
     Pull(PullArgs),
     /// Convert an image so that its layers can be lazy.
@@ -100,6 +104,80 @@ pub struct ServeArgs {
     /// Ask a daemon that serves the same root to stop, and go on with its mount
     #[arg(long)]
     pub replace: bool,
+}
+
+/// `lazurite store`
+#[derive(Debug, Args)]
+#[command(args_override_self = true)]
+#[command(after_help = "Examples:\n  \
+    lazurite store /var/lib/lazurite-store/mount\n  \
+    podman unshare lazurite store ~/.local/share/lazurite-store/mount\n\n\
+    podman has to be told of it, in storage.conf:\n  \
+    [storage.options]\n  \
+    additionallayerstores = [\"/var/lib/lazurite-store/mount:ref\"]")]
+pub struct StoreArgs {
+    /// Where layers appear; made if it is not there
+    #[arg(value_name = "MOUNTPOINT")]
+    pub mountpoint: PathBuf,
+    /// Where the store's configuration is.
+    #[command(flatten)]
+    pub config: StoreConfigArgs,
+    /// The least severe events that are logged (overrides log.level).
+    #[arg(long, value_enum, value_name = "LEVEL")]
+    pub log_level: Option<Level>,
+    /// How log lines look (overrides log.format).
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+    /// Ask a store that serves the same root to stop, and go on with its mount
+    #[arg(long)]
+    pub replace: bool,
+}
+
+/// `lazurite store-helper`
+#[derive(Debug, Args)]
+#[command(after_help = "Example, in /etc/containers/registries.conf:\n  \
+    additional-layer-store-auth-helper = \"/usr/local/bin/lazurite-store-helper\"\n\n\
+    No arguments can be given there: a link of this name to lazurite is the same as `lazurite store-helper`.\n\
+    Reads {\"<reference>\": {\"username\", \"password\", \"identityToken\"}} from standard input.")]
+pub struct StoreHelperArgs {
+    /// Where the store's configuration is.
+    #[command(flatten)]
+    pub config: StoreConfigArgs,
+}
+
+/// Where the store's configuration is, and the two places that are often set by hand.
+#[derive(Debug, Args)]
+pub struct StoreConfigArgs {
+    /// Configuration file [default: /etc/lazurite/config.toml, if it exists]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where the store keeps its data (overrides the configuration) [default: /var/lib/lazurite-store]
+    #[arg(long, value_name = "DIR")]
+    pub root: Option<PathBuf>,
+    /// The store's socket (overrides the configuration) [default: /run/lazurite-store/store.sock]
+    #[arg(long, value_name = "SOCKET")]
+    pub address: Option<PathBuf>,
+}
+
+impl StoreArgs {
+    /// Puts the command line's choices over the file's.
+    pub fn apply(&self, config: &mut Config) {
+        self.config.apply(config);
+        config.log.level = self.log_level.unwrap_or(config.log.level);
+        config.log.format = self.log_format.unwrap_or(config.log.format);
+    }
+}
+
+impl StoreConfigArgs {
+    /// Puts the command line's choices over the file's.
+    pub fn apply(&self, config: &mut Config) {
+        if let Some(root) = &self.root {
+            config.store.root.clone_from(root);
+        }
+        if let Some(address) = &self.address {
+            config.store.address.clone_from(address);
+        }
+    }
 }
 
 /// Where the daemon's configuration is, and the two places that are often set by hand.

@@ -17,6 +17,7 @@ mod declare;
 pub mod incumbent;
 mod read;
 mod render;
+mod store;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -72,6 +73,8 @@ section! {
         resolver: Resolver,
         /// Credentials.
         docker_config: DockerConfig,
+        /// The additional layer store.
+        store: Store,
     }
 }
 
@@ -197,6 +200,22 @@ section! {
     }
 }
 
+section! {
+    /// The additional layer store of podman, buildah and CRI-O: `lazurite store`. It has its own data and socket; all that is
+    /// said above of downloads, registries and logs is true of it, too.
+    "store" => Store {
+        /// Everything it keeps. Must be on a file system that can be an overlayfs lower directory. Empty:
+        /// /var/lib/lazurite-store, or for a user $XDG_DATA_HOME/lazurite-store.
+        root: PathBuf = PathBuf::new(),
+        /// Where `lazurite store-helper` reaches it; `.control` is put behind the name. Empty: /run/lazurite-store/store.sock,
+        /// or for a user $XDG_RUNTIME_DIR/lazurite-store/store.sock.
+        address: PathBuf = PathBuf::new(),
+        /// How long the look for a layer may hold up a pull, in seconds; after it podman pulls the layer itself. 0 means the
+        /// default.
+        lookup_timeout_sec: u64 = 30,
+    }
+}
+
 impl Config {
     /// Reads the file named, or the default one. A default file that does not exist is the default configuration.
     ///
@@ -225,6 +244,7 @@ impl Config {
             self.registry.section(),
             self.resolver.section(),
             self.docker_config.section(),
+            self.store.section(),
         ]
     }
 }

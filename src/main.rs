@@ -20,10 +20,13 @@ mod progress;
 mod pull;
 mod serve;
 mod signals;
+mod store_helper;
 mod toc;
 mod transport;
 
+use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -37,7 +40,7 @@ use cli::{Cli, Command, ConfigCommand};
 use config::{Config, Level, LogFormat};
 
 fn main() -> ExitCode {
-    match run(Cli::parse().command) {
+    match run(Cli::parse_from(arguments(std::env::args_os())).command) {
         Ok(code) => code,
         // The reader of our output is gone, as with `| head`: nothing is left to say.
         Err(error) if broken_pipe(&error) => ExitCode::SUCCESS,
@@ -46,6 +49,19 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The name of a link to this program that registries.conf can name: it gives no arguments.
+const HELPER: &str = "lazurite-store-helper";
+
+/// The command line; under [`HELPER`]'s name it is that command's.
+fn arguments(given: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = given.collect();
+    let name = arguments.first().map(Path::new).and_then(Path::file_name);
+    if name.is_some_and(|name| name == HELPER) {
+        arguments.insert(1, "store-helper".into());
+    }
+    arguments
 }
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
@@ -60,6 +76,22 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             }
             let others = if args.replace { serve::Others::Stop } else { serve::Others::Refuse };
             serve::run(&config, others)?;
+        }
+        Command::Store(args) => {
+            let (mut config, notices) = Config::load(args.config.config.as_deref())?;
+            args.apply(&mut config);
+            log(config.log.level, config.log.format);
+            for notice in notices {
+                tracing::warn!("{notice}");
+            }
+            let others = if args.replace { serve::Others::Stop } else { serve::Others::Refuse };
+            serve::store(&config, &args.mountpoint, others)?;
+        }
+        Command::StoreHelper(args) => {
+            let mut config = load(args.config.config.as_deref())?;
+            args.config.apply(&mut config);
+            log(Level::Warn, LogFormat::Text);
+            runtime()?.block_on(store_helper::run(&config))?;
         }
         Command::Pull(args) => {
             let config = load(args.registry.config.as_deref())?;

@@ -9,6 +9,7 @@ mod keeper;
 mod memory;
 mod plane;
 mod restore;
+mod store;
 mod watchdog;
 
 use std::{
@@ -37,6 +38,7 @@ pub use control::address as control_address;
 use restore::Restoring;
 
 pub use keeper::run as keep;
+pub use store::run as store;
 pub use watchdog::probe;
 
 /// After a signal, calls under way have this long to end. A call that waits for a registry may not hold up a stop.
@@ -135,7 +137,8 @@ async fn serve(config: &Config, root: &Path, plane: Arc<Plane>, known: Vec<Remot
         }
     };
     let mut server = tokio::spawn(snapshotter::service::serve(listener, snapshotter.clone(), shutdown()));
-    tokio::spawn(control::serve(control_listener, plane.clone(), snapshotter.clone(), shutdown()));
+    let role = control::Role::Snapshotter(snapshotter.clone());
+    tokio::spawn(control::serve(control_listener, plane.clone(), role, shutdown()));
     tracing::info!(address = %config.address.display(), root = %root.display(), "serving");
     // Without systemd there is nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);

@@ -7,13 +7,16 @@
 //! counts and no file handles: OPEN and OPENDIR are answered ENOSYS once and never asked again. Attributes and
 //! entries, also negative ones, hold for ever, because layers never change.
 //!
+//! Where the root holds references ([`crate::refs`]) instead of slots, [`names`] answers for what is above the layers' trees.
+//!
 //! Invariants: no thread here waits for the network, a read that must is moved into a task with its reply; a panic in
 //! a request answers EIO to that request and nothing else; no request is left unanswered.
 
 mod adapter;
 pub mod handover;
 mod mount;
+mod names;
 
 pub use adapter::{Adapter, FuseCounters, OPS};
 pub use handover::{Agreement, Keeper, Kept, NoKeeper};
-pub use mount::{Connection, Lifetime, users};
+pub use mount::{Connection, Lifetime, Shown, users};

@@ -17,6 +17,7 @@
 //! | [`fuse`] | /dev/fuse |
 //! | [`slots`], [`view`] | what each directory shows |
 //! | [`resolve`] | opening a layer from disk or from its blob's tail |
+//! | [`refs`] | references as directories, for podman and CRI-O |
 //! | [`manifest`] | sizes and TOC digests of an image's layers |
 //! | [`plane`] | all of it together |
 
@@ -32,6 +33,7 @@ pub mod layer;
 pub mod manifest;
 pub mod plane;
 pub mod reader;
+pub mod refs;
 pub mod resolve;
 pub mod slots;
 pub mod store;
@@ -43,5 +45,6 @@ pub use cache::CacheConfig;
 pub use fs::OpaqueXattr;
 pub use fuse::{Agreement, Keeper, Kept, NoKeeper};
 pub use layer::{Audits, Layer};
-pub use plane::{AttachRequest, Attached, Below, Evicted, Fill, Graduation, LayerUsage, Plane, PlaneConfig};
+pub use plane::{AttachRequest, Attached, Below, Evicted, Fill, Graduation, LayerUsage, Plane, PlaneConfig, Stay};
+pub use refs::Refs;
 pub use resolve::AttachError;

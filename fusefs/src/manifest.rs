@@ -17,6 +17,8 @@ use tokio::{sync::OnceCell, time::Instant};
 
 /// containerd passes this annotation of a layer's descriptor on as a label.
 pub const TOC_DIGEST_ANNOTATION: &str = "containerd.io/snapshot/stargz/toc.digest";
+/// Builders note the length of a layer's tar.
+const DIFF_SIZE_ANNOTATION: &str = "io.containers.estargz.uncompressed-size";
 /// Manifests kept; an image is asked about for the seconds its pull takes.
 const CACHED: usize = 64;
 
@@ -29,6 +31,21 @@ pub struct ManifestLayer {
     pub size: u64,
     /// Digest of its TOC, where it is annotated.
     pub toc_digest: Option<Digest>,
+    /// What the blob is.
+    pub media_type: String,
+    /// Bytes of its tar, where they are annotated.
+    pub diff_size: Option<u64>,
+}
+
+/// An image's manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageLayers {
+    /// Digest of the manifest.
+    pub digest: String,
+    /// Digest of the config; `None` if this is no manifest.
+    pub config: Option<String>,
+    /// From the bottom up.
+    pub layers: Vec<ManifestLayer>,
 }
 
 type Layers = Arc<Vec<ManifestLayer>>;
@@ -82,11 +99,22 @@ async fn fetch(
     digest: Option<&str>,
     deadline: Instant,
 ) -> Result<Layers, registry::Error> {
+    Ok(Arc::new(image(registry, reference, digest, deadline).await?.layers))
+}
+
+/// The manifest for this machine that a reference leads to, from the registry.
+pub async fn image(
+    registry: &Registry,
+    reference: &Reference,
+    digest: Option<&str>,
+    deadline: Instant,
+) -> Result<ImageLayers, registry::Error> {
     let mut manifest = registry.manifest(reference, digest, deadline).await?;
     if let Some(platform) = platform_manifest(&manifest.bytes) {
         manifest = registry.manifest(reference, Some(&platform), deadline).await?;
     }
-    Ok(Arc::new(parse(&manifest.bytes)))
+    let (config, layers) = parse(&manifest.bytes);
+    Ok(ImageLayers { digest: manifest.digest, config, layers })
 }
 
 /// If these bytes are an index: the digest of its manifest for this machine.
@@ -105,22 +133,20 @@ fn platform_manifest(bytes: &[u8]) -> Option<String> {
     index.manifests().iter().find(fits).map(|d| d.digest().to_string())
 }
 
-/// The layers of a manifest; none if it is not one. What it lacks is then learnt from the blobs themselves.
-fn parse(bytes: &[u8]) -> Vec<ManifestLayer> {
-    let Ok(manifest) = serde_json::from_slice::<ImageManifest>(bytes) else { return Vec::new() };
-    manifest
-        .layers()
-        .iter()
-        .map(|layer| ManifestLayer {
+/// The config and layers of a manifest; none if it is not one. What it lacks is then learnt from the blobs themselves.
+fn parse(bytes: &[u8]) -> (Option<String>, Vec<ManifestLayer>) {
+    let Ok(manifest) = serde_json::from_slice::<ImageManifest>(bytes) else { return (None, Vec::new()) };
+    let layer = |layer: &oci_spec::image::Descriptor| {
+        let annotation = |name| layer.annotations().as_ref().and_then(|all| all.get(name));
+        ManifestLayer {
             digest: layer.digest().to_string(),
             size: layer.size(),
-            toc_digest: layer
-                .annotations()
-                .as_ref()
-                .and_then(|a| a.get(TOC_DIGEST_ANNOTATION))
-                .and_then(|d| d.parse().ok()),
-        })
-        .collect()
+            toc_digest: annotation(TOC_DIGEST_ANNOTATION).and_then(|d| d.parse().ok()),
+            media_type: layer.media_type().to_string(),
+            diff_size: annotation(DIFF_SIZE_ANNOTATION).and_then(|size| size.parse().ok()),
+        }
+    };
+    (Some(manifest.config().digest().to_string()), manifest.layers().iter().map(layer).collect())
 }
 
 #[cfg(test)]
@@ -141,16 +167,18 @@ mod tests {
         let manifest = serde_json::json!({
             "schemaVersion": 2,
             "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": A, "size": 1},
-            "layers": [layer(A, serde_json::json!({TOC_DIGEST_ANNOTATION: B})), layer(B, serde_json::json!({}))],
+            "layers": [layer(A, serde_json::json!({TOC_DIGEST_ANNOTATION: B, DIFF_SIZE_ANNOTATION: "9"})), layer(B, serde_json::json!({}))],
         });
-        let layers = parse(manifest.to_string().as_bytes());
+        let (config, layers) = parse(manifest.to_string().as_bytes());
+        assert_eq!(config.as_deref(), Some(A));
         assert_eq!(layers.len(), 2);
         assert_eq!((layers[0].digest.as_str(), layers[0].size), (A, 7));
         assert_eq!(layers[0].toc_digest, Some(B.parse().unwrap()));
-        assert_eq!(layers[1].toc_digest, None);
+        assert_eq!((layers[0].diff_size, layers[0].media_type.ends_with("+gzip")), (Some(9), true));
+        assert_eq!((layers[1].toc_digest, layers[1].diff_size), (None, None));
         assert_eq!(platform_manifest(manifest.to_string().as_bytes()), None);
         for other in [&b""[..], b"{}", b"[1]", b"\xff"] {
-            assert_eq!(parse(other), []);
+            assert_eq!(parse(other), (None, vec![]));
         }
     }
 }

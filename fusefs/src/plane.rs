@@ -22,7 +22,6 @@ use futures::{StreamExt as _, stream};
 use parking_lot::Mutex;
 use registry::{Reference, Registry};
 use tokio::{
-    runtime::Handle,
     sync::{Semaphore, mpsc},
     time::Instant,
 };
@@ -32,7 +31,7 @@ use crate::{
     fetch::Sign,
     fetch::{Engine, FetchConfig, FetchCounters},
     fs::OpaqueXattr,
-    fuse::{self, Adapter, Connection, FuseCounters, Keeper, Lifetime},
+    fuse::{Connection, FuseCounters, Keeper},
     layer::Layer,
     manifest::Manifests,
     resolve::{AttachError, LayerSpec, Resolver},
@@ -42,6 +41,7 @@ use crate::{
 };
 
 mod behind;
+mod mounted;
 
 /// Layers of one image opened at once.
 const PARALLEL_OPENS: usize = 8;
@@ -78,13 +78,29 @@ pub struct PlaneConfig {
     pub fetch: FetchConfig,
     /// Limits on formats.
     pub limits: estargz::Limits,
+    /// Where it is mounted: `<root>/mnt` unless somebody else looks there.
+    pub mountpoint: PathBuf,
+    /// How long a mount that is kept stays when the process ends.
+    pub stay: Stay,
+}
+
+/// How long a mount that is kept stays when its process ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stay {
+    /// As long as anything uses it.
+    WhileUsed,
+    /// Until it is drained: others fail without it.
+    UntilDrained,
 }
 
 impl PlaneConfig {
     /// The defaults for a root directory.
     pub fn new(root: impl Into<PathBuf>) -> PlaneConfig {
+        let root = root.into();
         PlaneConfig {
-            root: root.into(),
+            mountpoint: root.join("mnt"),
+            stay: Stay::WhileUsed,
+            root,
             threads: std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(2, 4),
             opaque: OpaqueXattr::default(),
             read_deadline: Duration::from_secs(300),
@@ -105,6 +121,8 @@ pub struct AttachRequest {
     pub reference: Reference,
     /// Digest of its blob.
     pub blob_digest: String,
+    /// Bytes of its blob, where known: otherwise the image's manifest is asked.
+    pub blob_size: Option<u64>,
     /// Digest of its TOC.
     pub toc_digest: Digest,
     /// Digest of the platform's manifest, where containerd says it.
@@ -207,10 +225,9 @@ impl Plane {
     /// Sets up what serves, without serving yet: slots that will be restored are expected before [`Plane::serve`]. Needs no network. Call it on a
     /// tokio runtime.
     pub fn start(config: PlaneConfig, registry: Registry) -> io::Result<Arc<Plane>> {
-        let mountpoint = config.root.join("mnt");
         let layers = config.root.join("layers");
         // What is there may be a mount that waits for us: it is not looked at.
-        make_dir(&mountpoint)?;
+        make_dir(&config.mountpoint)?;
         fs::create_dir_all(&layers)?;
         let engine = Arc::new(Engine::new(config.fetch, config.limits));
         let (slots, fuse) = (Arc::new(Slots::default()), Arc::new(FuseCounters::default()));
@@ -239,33 +256,6 @@ impl Plane {
         });
         tokio::spawn(behind::forget_unused(Arc::downgrade(&plane)));
         Ok(plane)
-    }
-
-    /// Goes on with the mount that an earlier process has left to the keeper, or clears what is left and mounts; serves. The
-    /// slots must be filled or expected before: a request for one that is neither fails.
-    ///
-    /// # Errors
-    ///
-    /// Nothing can be mounted.
-    pub fn serve(&self, keeper: Arc<dyn Keeper>) -> io::Result<()> {
-        let PlaneConfig { opaque, read_deadline, threads, .. } = self.config;
-        let runtime = Handle::current();
-        let adapter =
-            || Adapter::new(self.slots.clone(), self.fuse.clone(), runtime.clone(), opaque, read_deadline);
-        let connection = Connection::open(&self.mountpoint(), &adapter, threads, &*keeper)?;
-        *self.connection.lock() = Some(Arc::new(connection));
-        *self.keeper.lock() = Some(keeper);
-        Ok(())
-    }
-
-    /// Whether it serves a mount: not before [`Plane::serve`], nor after it was drained.
-    pub fn is_serving(&self) -> bool {
-        self.connection.lock().is_some()
-    }
-
-    /// Where slots appear: `<root>/mnt/<slot>`.
-    pub fn mountpoint(&self) -> PathBuf {
-        self.config.root.join("mnt")
     }
 
     /// Tells when layers become directories. Whoever takes it must receive until it ends; it is there once.
@@ -301,6 +291,16 @@ impl Plane {
         slot: u64,
         request: &AttachRequest,
     ) -> Result<Attached, AttachError> {
+        self.attach_by(slot, request, Instant::now() + self.config.attach_deadline).await
+    }
+
+    /// [`Plane::attach`] with a deadline for what needs the network.
+    pub(crate) async fn attach_by(
+        self: &Arc<Self>,
+        slot: u64,
+        request: &AttachRequest,
+        deadline: Instant,
+    ) -> Result<Attached, AttachError> {
         let slot = u32::try_from(slot).ok().filter(|&s| s > 0).ok_or(AttachError::Slot(slot))?;
         // A task of its own: who gives up waiting must not leave the layer's lock while its directory is being made.
         let (plane, request) = (self.clone(), request.clone());
@@ -312,7 +312,7 @@ impl Plane {
             first
         };
         let task = tokio::spawn(async move {
-            let attached = plane.attach_now(slot, &request).await;
+            let attached = plane.attach_now(slot, &request, deadline).await;
             if attached.is_err() && first {
                 plane.arriving.lock().remove(&slot);
             }
@@ -325,6 +325,7 @@ impl Plane {
         self: &Arc<Self>,
         slot: u32,
         request: &AttachRequest,
+        deadline: Instant,
     ) -> Result<Attached, AttachError> {
         if self.stopping.load(Ordering::Acquire) {
             return Err(AttachError::Stopping);
@@ -332,7 +333,6 @@ impl Plane {
         if self.draining.load(Ordering::Acquire) {
             return Err(AttachError::Draining);
         }
-        let deadline = Instant::now() + self.config.attach_deadline;
         let mut spec = spec_of(request);
         let lock = self.lock(spec.toc_digest);
         let mut locked = lock.lock().await;
@@ -341,7 +341,9 @@ impl Plane {
             None => {
                 // The manifest is fetched without the lock: the image's other layers wait for it, too.
                 drop(locked);
-                spec.blob_size = self.ask_manifest(request, deadline).await?;
+                if spec.blob_size.is_none() {
+                    spec.blob_size = self.ask_manifest(request, deadline).await?;
+                }
                 locked = lock.lock().await;
                 self.open(&spec, deadline).await?
             }
@@ -353,6 +355,23 @@ impl Plane {
         layer.engine().note(Sign::Pulled);
         self.start_background(&layer, request);
         Ok(attached)
+    }
+
+    /// Starts opening layers that will be attached.
+    pub(crate) fn open_ahead(self: &Arc<Self>, requests: &[AttachRequest], deadline: Instant) {
+        for request in requests {
+            tokio::spawn(behind::open_ahead(self.clone(), spec_of(request), deadline));
+        }
+    }
+
+    /// Where it keeps its data.
+    pub(crate) fn root(&self) -> &Path {
+        &self.config.root
+    }
+
+    /// The table of slots.
+    pub(crate) fn slots(&self) -> &Arc<Slots> {
+        &self.slots
     }
 
     /// Opens layers that will be restored, several at a time, so that restoring them takes no time.
@@ -512,64 +531,6 @@ impl Plane {
             }
         }
         Ok(())
-    }
-
-    /// Ends background work and makes what is stored durable. A mount that is kept stays for the next process as long as
-    /// anything uses it; then the process must end without giving up what it has not answered (`true`). Otherwise it is
-    /// unmounted if nothing uses it; one in use stays, with what the page cache holds. Blocking.
-    pub fn stop(&self) -> bool {
-        self.stopping.store(true, Ordering::Release);
-        if let Err(error) = self.checkpoint() {
-            tracing::warn!(%error, "content was not synced; it will be hashed again after a reboot");
-        }
-        // An overlay that took a layer goes on with it whether the mount is there or not, and needs the next daemon.
-        let used = || fuse::users(&self.mountpoint(), &self.config.root.join("snapshots"));
-        let is_kept = |c: &Arc<Connection>| c.lifetime() == Lifetime::Kept;
-        let kept = self.connection.lock().as_ref().is_some_and(is_kept);
-        if kept && used().map_or(true, |users| !users.is_empty()) {
-            self.connection.lock().take();
-            tracing::info!(mount = %self.mountpoint().display(), "the mount stays for the next daemon");
-            return true;
-        }
-        self.unmount();
-        false
-    }
-
-    /// Attaches nothing more, and unmounts if nothing uses the mount; otherwise who does. To be called again then. Blocking.
-    ///
-    /// # Errors
-    ///
-    /// The mount table cannot be read.
-    pub fn drain(&self) -> io::Result<Vec<PathBuf>> {
-        self.draining.store(true, Ordering::Release);
-        let users = fuse::users(&self.mountpoint(), &self.config.root.join("snapshots"))?;
-        if users.is_empty() {
-            self.unmount();
-        }
-        Ok(users)
-    }
-
-    /// Ends the connection, if it is there and nobody uses it.
-    fn unmount(&self) {
-        let Some(connection) = self.connection.lock().take() else { return };
-        if let Some(keeper) = self.keeper.lock().take() {
-            keeper.forget();
-        }
-        if !connection.close_if_idle() {
-            tracing::info!(mount = %self.mountpoint().display(), "the lazy layers are in use");
-        }
-    }
-
-    fn checkpoint(&self) -> io::Result<()> {
-        let layers: Vec<Arc<Layer>> = self.open.lock().values().map(|open| open.layer.clone()).collect();
-        layers.iter().for_each(|layer| layer.store().freeze());
-        rustix::fs::syncfs(fs::File::open(self.layers_dir())?)?;
-        let mut result = Ok(());
-        for layer in &layers {
-            // One that fails costs itself only.
-            result = result.and(layer.store().checkpoint());
-        }
-        result
     }
 
     fn layers_dir(&self) -> PathBuf {
@@ -772,7 +733,7 @@ fn spec_of(request: &AttachRequest) -> LayerSpec {
     LayerSpec {
         reference: request.reference.clone(),
         blob_digest: request.blob_digest.clone(),
-        blob_size: None,
+        blob_size: request.blob_size,
         toc_digest: request.toc_digest,
     }
 }

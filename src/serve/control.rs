@@ -6,11 +6,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use fusefs::{Evicted, Plane};
+use fusefs::{Evicted, Plane, Refs};
 use proto::control::control_server::{Control, ControlServer};
 use proto::control::{
     self, DrainRequest, DrainResponse, EvictRequest, EvictResponse, Layer, ListLayersRequest,
-    ListLayersResponse, ListSlotsRequest, ListSlotsResponse, Slot, State,
+    ListLayersResponse, ListSlotsRequest, ListSlotsResponse, LoginRequest, LoginResponse, Slot, State,
 };
 use snapshotter::Snapshotter;
 use tokio::net::UnixListener;
@@ -26,15 +26,23 @@ pub fn address(address: &Path) -> PathBuf {
     name.into()
 }
 
+/// Whose socket it is.
+pub enum Role {
+    /// The snapshotter's.
+    Snapshotter(Arc<Snapshotter<Port>>),
+    /// The additional layer store's.
+    Store(Arc<Refs>),
+}
+
 /// Serves until `shutdown` is ready.
 pub async fn serve(
     listener: UnixListener,
     plane: Arc<Plane>,
-    snapshotter: Arc<Snapshotter<Port>>,
+    role: Role,
     shutdown: impl Future<Output = ()>,
 ) {
     let served = tonic::transport::Server::builder()
-        .add_service(ControlServer::new(Service { plane, snapshotter }))
+        .add_service(ControlServer::new(Service { plane, role }))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown)
         .await;
     if let Err(error) = served {
@@ -44,7 +52,7 @@ pub async fn serve(
 
 struct Service {
     plane: Arc<Plane>,
-    snapshotter: Arc<Snapshotter<Port>>,
+    role: Role,
 }
 
 #[tonic::async_trait]
@@ -69,14 +77,27 @@ impl Control for Service {
 
     async fn list_slots(&self, _: Request<ListSlotsRequest>) -> Result<Response<ListSlotsResponse>, Status> {
         let internal = |error: String| Status::internal(error);
-        let remotes =
-            self.snapshotter.remote_snapshots().await.map_err(|error| internal(error.to_string()))?;
+        let Role::Snapshotter(snapshotter) = &self.role else {
+            return Err(Status::unimplemented("a store keeps its slots in its records"));
+        };
+        let remotes = snapshotter.remote_snapshots().await.map_err(|error| internal(error.to_string()))?;
         let slots = remotes
             .iter()
             .map(|remote| Ok(Slot { slot: remote.slot, layer: serde_json::to_vec(&remote.request)? }))
             .collect::<Result<_, serde_json::Error>>()
             .map_err(|error| internal(error.to_string()))?;
         Ok(Response::new(ListSlotsResponse { slots }))
+    }
+
+    async fn login(&self, request: Request<LoginRequest>) -> Result<Response<LoginResponse>, Status> {
+        let Role::Store(refs) = &self.role else {
+            return Err(Status::unimplemented("the snapshotter has its logins from elsewhere"));
+        };
+        let LoginRequest { reference, .. } = request.into_inner();
+        let parsed: Result<registry::Reference, _> = reference.parse();
+        parsed.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        refs.try_again(&reference);
+        Ok(Response::new(LoginResponse {}))
     }
 
     async fn evict(&self, request: Request<EvictRequest>) -> Result<Response<EvictResponse>, Status> {

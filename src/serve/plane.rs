@@ -106,6 +106,7 @@ pub fn request(layer: &LayerRequest, snapshots: &Path) -> Result<AttachRequest, 
             .parse()
             .map_err(|e: registry::Error| bad("image reference", e.to_string()))?,
         blob_digest: layer.layer_digest.clone(),
+        blob_size: None,
         toc_digest: layer.toc_digest.parse().map_err(|e: estargz::Error| bad("TOC digest", e.to_string()))?,
         manifest_digest: layer.manifest_digest.clone(),
         neighbours: layer.neighbours.clone(),

@@ -93,7 +93,7 @@ impl Restoring {
                 Some(before) => before.await.unwrap_or_default(),
                 None => Vec::new(),
             };
-            trees.extend(restore(&plane, &root, &remotes).await);
+            trees.extend(restore(&plane, requests(&plane, &root, &remotes)).await);
             trees
         }));
     }
@@ -133,8 +133,8 @@ impl Restoring {
 }
 
 /// Shows layers again; which of them are directories, and where.
-async fn restore(plane: &Arc<Plane>, root: &Path, remotes: &[Remote]) -> Vec<(u64, PathBuf)> {
-    let mut left = requests(plane, root, remotes);
+pub async fn restore(plane: &Arc<Plane>, mut left: BTreeMap<u64, AttachRequest>) -> Vec<(u64, PathBuf)> {
+    let total = left.len();
     tokio::spawn(plane.clone().open_local(distinct(&left)));
     let (mut restored, mut trees) = (0, Vec::new());
     while let Some((slot, request)) = next(&mut left, plane.awaited()) {
@@ -149,8 +149,8 @@ async fn restore(plane: &Arc<Plane>, root: &Path, remotes: &[Remote]) -> Vec<(u6
             }
         }
     }
-    if !remotes.is_empty() {
-        tracing::info!(restored, total = remotes.len(), "lazy layers are back");
+    if total > 0 {
+        tracing::info!(restored, total, "lazy layers are back");
     }
     trees
 }
@@ -172,6 +172,7 @@ mod tests {
         let request = |below: &[u64]| AttachRequest {
             reference: "host/name:tag".parse().unwrap(),
             blob_digest: String::new(),
+            blob_size: None,
             toc_digest: format!("sha256:{}", "0".repeat(64)).parse().unwrap(),
             manifest_digest: None,
             neighbours: Vec::new(),

@@ -6,6 +6,7 @@ use std::{
     io,
     os::unix::ffi::OsStrExt as _,
     panic::AssertUnwindSafe,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -15,9 +16,9 @@ use std::{
 
 use estargz::Kind;
 use fuser::{
-    Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, InitFlags, IoctlFlags,
-    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, InitFlags, IoctlFlags,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use tokio::{runtime::Handle, time::Instant};
 
@@ -25,12 +26,13 @@ use crate::{
     fs::{self, OpaqueXattr, STATE_DIR, STATE_FILE},
     index::{Attr, Node},
     reader,
+    refs::Refs,
     slots::{self, ROOT_INO, Slots},
     view::View,
 };
 
 /// Layers never change. (The kernel takes any number of seconds; this is a century.)
-const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+pub(super) const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// Requests the kernel may have under way in the background: read-ahead, and with it most reads. It is one number for
 /// the whole node, so that any limit would let readers of a registry that hangs hold up all others; what is
 /// downloaded at once is bounded by layer.
@@ -83,11 +85,12 @@ enum Op {
 /// Answers the kernel.
 #[derive(Debug)]
 pub struct Adapter {
-    slots: Arc<Slots>,
+    pub(super) slots: Arc<Slots>,
     counters: Arc<FuseCounters>,
-    runtime: Handle,
+    pub(super) runtime: Handle,
     opaque: OpaqueXattr,
-    read_deadline: Duration,
+    pub(super) read_deadline: Duration,
+    pub(super) refs: Option<Arc<Refs>>,
 }
 
 thread_local! {
@@ -104,7 +107,12 @@ impl Adapter {
         opaque: OpaqueXattr,
         read_deadline: Duration,
     ) -> Adapter {
-        Adapter { slots, counters, runtime, opaque, read_deadline }
+        Adapter { slots, counters, runtime, opaque, read_deadline, refs: None }
+    }
+
+    /// Shows references in the root instead of slots.
+    pub fn with_refs(self, refs: Option<Arc<Refs>>) -> Adapter {
+        Adapter { refs, ..self }
     }
 
     /// Counts a request and answers it; a panic drops the reply, which answers EIO.
@@ -123,6 +131,9 @@ impl Adapter {
     }
 
     fn attr_of(&self, ino: INodeNo) -> Result<(Duration, FileAttr), Errno> {
+        if let Some((refs, place)) = self.place(ino) {
+            return Self::place_attr(refs, place).ok_or(Errno::ESTALE);
+        }
         if ino.0 == ROOT_INO {
             return Ok((FOREVER, root_attr()));
         }
@@ -155,6 +166,9 @@ impl Adapter {
         offset: u64,
         mut add: impl FnMut(u64, u64, &[u8], &dyn Fn() -> (Duration, FileAttr)) -> bool,
     ) -> Result<(), Errno> {
+        if let Some((refs, place)) = self.place(ino) {
+            return self.list_place(refs, place, offset, add);
+        }
         if ino.0 == ROOT_INO {
             let root = || (FOREVER, root_attr());
             for (at, name) in [(0, &b"."[..]), (1, b"..")] {
@@ -196,6 +210,9 @@ impl Adapter {
     }
 
     fn read_file(&self, ino: INodeNo, offset: u64, len: u32, reply: ReplyData) {
+        if let Some((refs, place)) = self.place(ino) {
+            return self.read_place(refs, place, offset, len, reply);
+        }
         let (layer, node) = match self.node(ino) {
             Ok((_, view, node)) => (view.layer().clone(), node),
             Err(errno) => return reply.error(errno),
@@ -262,9 +279,14 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.answer(Op::Lookup, || match self.lookup_entry(parent, name) {
-            Ok((ttl, attr)) => reply.entry_with_ttls(&FOREVER, &ttl, &attr, Generation(0)),
-            Err(errno) => reply.error(errno),
+        self.answer(Op::Lookup, || {
+            if let Some((refs, place)) = self.place(parent) {
+                return self.lookup_place(refs, place, name, reply);
+            }
+            match self.lookup_entry(parent, name) {
+                Ok((ttl, attr)) => reply.entry_with_ttls(&FOREVER, &ttl, &attr, Generation(0)),
+                Err(errno) => reply.error(errno),
+            }
         });
     }
 
@@ -346,7 +368,7 @@ impl Filesystem for Adapter {
                 Some(value) => sized(reply, value, size),
                 None => reply.error(Errno::ENODATA),
             },
-            Err(_) if ino.0 == ROOT_INO => reply.error(Errno::ENODATA),
+            Err(_) if ino.0 == ROOT_INO || self.place(ino).is_some() => reply.error(Errno::ENODATA),
             Err(errno) => reply.error(errno),
         });
     }
@@ -354,9 +376,128 @@ impl Filesystem for Adapter {
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         self.answer(Op::Listxattr, || match self.node(ino) {
             Ok((_, view, node)) => sized(reply, &fs::xattr_names(view.layer(), node, self.opaque), size),
-            Err(_) if ino.0 == ROOT_INO => sized(reply, b"", size),
+            Err(_) if ino.0 == ROOT_INO || self.place(ino).is_some() => sized(reply, b"", size),
             Err(errno) => reply.error(errno),
         });
+    }
+
+    fn create(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
+        self.answer(Op::Other, || reply.error(self.create_name(parent, name)));
+    }
+
+    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.answer(Op::Other, || reply.error(self.remove_name(parent, name)));
+    }
+
+    fn unlink(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        self.answer(Op::Other, || reply.error(Errno::EROFS));
+    }
+
+    fn mkdir(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
+        self.answer(Op::Other, || reply.error(Errno::EROFS));
+    }
+
+    fn mknod(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        self.answer(Op::Other, || reply.error(Errno::EROFS));
+    }
+
+    fn symlink(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, _target: &Path, reply: ReplyEntry) {
+        self.answer(Op::Other, || reply.error(Errno::EROFS));
+    }
+
+    fn link(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _newparent: INodeNo,
+        _newname: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        self.answer(Op::Other, || reply.error(Errno::EROFS));
+    }
+
+    fn rename(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _newparent: INodeNo,
+        _newname: &OsStr,
+        _flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.answer(Op::Other, || reply.error(Errno::EROFS));
+    }
+
+    fn setattr(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _mode: Option<u32>,
+        _uid: Option<u32>,
+        _gid: Option<u32>,
+        _size: Option<u64>,
+        _atime: Option<TimeOrNow>,
+        _mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        self.answer(Op::Other, || reply.error(Errno::EROFS));
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _offset: u64,
+        _data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        self.answer(Op::Other, || reply.error(Errno::EROFS));
+    }
+
+    fn setxattr(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _name: &OsStr,
+        _value: &[u8],
+        _flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        self.answer(Op::Other, || reply.error(Errno::EROFS));
+    }
+
+    fn removexattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        self.answer(Op::Other, || reply.error(Errno::EROFS));
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
@@ -416,7 +557,7 @@ fn attr_ttl(node: Node) -> Duration {
     if node == STATE_FILE || node == STATE_DIR { Duration::ZERO } else { FOREVER }
 }
 
-fn file_attr(slot: u32, node: Node, attr: &Attr) -> FileAttr {
+pub(super) fn file_attr(slot: u32, node: Node, attr: &Attr) -> FileAttr {
     let mtime = time(attr.mtime);
     FileAttr {
         ino: INodeNo(slots::ino(slot, node)),

@@ -48,12 +48,22 @@ pub enum Lifetime {
     Kept,
 }
 
+/// What the mount's root holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shown {
+    /// Slots. Nothing can be changed.
+    Slots,
+    /// References. Nothing can be changed here either, but we are asked: who creates or removes says with it what it uses.
+    References,
+}
+
 impl Connection {
     /// Goes on with the connection that is kept for `mountpoint`, or mounts anew after clearing what is left there, and serves
     /// with `threads` threads.
     pub fn open(
         mountpoint: &Path,
         adapter: &dyn Fn() -> Adapter,
+        shown: Shown,
         threads: usize,
         keeper: &dyn Keeper,
     ) -> io::Result<Connection> {
@@ -65,12 +75,13 @@ impl Connection {
             0 => {}
             n => tracing::info!(mount = %mountpoint.display(), n, "detached the mount of an earlier process"),
         }
-        Connection::mount(mountpoint, adapter(), threads, keeper)
+        Connection::mount(mountpoint, adapter(), shown, threads, keeper)
     }
 
     fn mount(
         mountpoint: &Path,
         adapter: Adapter,
+        shown: Shown,
         threads: usize,
         keeper: &dyn Keeper,
     ) -> io::Result<Connection> {
@@ -79,7 +90,7 @@ impl Connection {
                 let e = io::Error::from(e);
                 io::Error::new(e.kind(), format!("opening /dev/fuse: {e}; is the fuse module loaded?"))
             })?;
-        mount(mountpoint, &device)?;
+        mount(mountpoint, &device, shown)?;
         let name = || entries_of(mountpoint)?.pop().ok_or_else(|| ErrorKind::NotFound.into());
         let begun = handover::begin(adapter, device, config(threads), name);
         let (session, agreement) = begun.inspect_err(|_| detach(mountpoint))?;
@@ -120,8 +131,13 @@ impl Connection {
     /// Tells the kernel that a slot's directory is gone from the root, and that the root's listing changed. May block
     /// on locks that requests hold: never call it on a FUSE thread.
     pub fn forget_slot(&self, slot: u32) {
+        self.forget_name(&slot.to_string());
+    }
+
+    /// Tells the kernel that a name is gone from the root, as [`Connection::forget_slot`].
+    pub fn forget_name(&self, name: &str) {
         // Errors say that the kernel did not know it.
-        let _ = self.notifier.inval_entry(INodeNo(ROOT_INO), slot.to_string().as_ref());
+        let _ = self.notifier.inval_entry(INodeNo(ROOT_INO), name.as_ref());
         self.root_changed();
     }
 
@@ -189,18 +205,23 @@ fn resumed(
     None
 }
 
-fn mount(mountpoint: &Path, device: &OwnedFd) -> io::Result<()> {
+fn mount(mountpoint: &Path, device: &OwnedFd, shown: Shown) -> io::Result<()> {
     let data = format!(
         "fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions",
         device.as_raw_fd()
     );
     let data = std::ffi::CString::new(data).map_err(io::Error::other)?;
+    let flags = match shown {
+        Shown::Slots => MountFlags::RDONLY | MountFlags::NOATIME,
+        // On a read-only mount the kernel answers for us.
+        Shown::References => MountFlags::NOATIME,
+    };
     // Not `nosuid`, not `nodev`: a view of one layer is a bind mount of its directory and would inherit them.
     rustix::mount::mount(
         "lazurite",
         mountpoint,
         "fuse.lazurite",
-        MountFlags::RDONLY | MountFlags::NOATIME,
+        flags,
         Some(data.as_c_str()),
     )
     .map_err(|e| {
@@ -226,17 +247,20 @@ pub fn clear_stale(mountpoint: &Path) -> io::Result<usize> {
     Ok(cleared)
 }
 
-/// The mounts that use the file system at `mountpoint`, or may: bind mounts of it, and overlays with lower directories under
-/// `snapshots` or named by relative paths, as containerd shortens long options. Works from the mount table alone.
-pub fn users(mountpoint: &Path, snapshots: &Path) -> io::Result<Vec<PathBuf>> {
+/// The mounts that use the file system at `mountpoint`, or may: bind mounts of it, and overlays with lower directories that
+/// `leads` here, or named by relative paths, as containerd shortens long options. Works from the mount table alone.
+pub fn users(mountpoint: &Path, leads: &dyn Fn(&Path) -> bool) -> io::Result<Vec<PathBuf>> {
     let own = entries_of(mountpoint)?;
-    Ok(users_in(&fs::read("/proc/self/mountinfo")?, mountpoint, snapshots, &own))
+    Ok(users_in(&fs::read("/proc/self/mountinfo")?, mountpoint, leads, &own))
 }
 
-fn users_in(table: &[u8], mountpoint: &Path, snapshots: &Path, own: &[String]) -> Vec<PathBuf> {
-    let (mountpoint, snapshots) =
-        (escape(mountpoint.as_os_str().as_bytes()), snapshots.as_os_str().as_bytes());
-    let snapshots = [&escape(snapshots)[..], b"/"].concat();
+fn users_in(
+    table: &[u8],
+    mountpoint: &Path,
+    leads: &dyn Fn(&Path) -> bool,
+    own: &[String],
+) -> Vec<PathBuf> {
+    let mountpoint = escape(mountpoint.as_os_str().as_bytes());
     let user = |line: &[u8]| {
         let fields: Vec<&[u8]> = line.split(|&b| b == b' ').collect();
         let (device, point) = (String::from_utf8_lossy(fields.get(2)?).into_owned(), *fields.get(4)?);
@@ -246,9 +270,9 @@ fn users_in(table: &[u8], mountpoint: &Path, snapshots: &Path, own: &[String]) -
                 let names = [&b"lowerdir="[..], b"lowerdir+=", b"datadir+="];
                 let lower = names.iter().find_map(|name| option.strip_prefix(*name));
                 lower.is_some_and(|lower| {
-                    lower
-                        .split(|&b| b == b':')
-                        .any(|dir| dir.starts_with(&snapshots) || !dir.starts_with(b"/"))
+                    lower.split(|&b| b == b':').any(|dir| {
+                        !dir.starts_with(b"/") || leads(Path::new(std::ffi::OsStr::from_bytes(&unescape(dir))))
+                    })
                 })
             }),
             _ => own.contains(&device) && point != mountpoint,
@@ -282,6 +306,19 @@ fn escape(path: &[u8]) -> Vec<u8> {
         .collect()
 }
 
+/// The reverse of [`escape`]; what is no escape stays.
+fn unescape(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((&first, tail)) = rest.split_first() {
+        let code = tail.get(..3).filter(|_| first == b'\\');
+        let code = code.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        out.push(code.unwrap_or(first));
+        rest = if code.is_some() { &tail[3..] } else { tail };
+    }
+    out
+}
+
 /// INIT cannot ask for more than the kernel's default of 128 KiB, but the mount's own setting can be raised after it.
 fn raise_read_ahead(mountpoint: &Path) -> io::Result<()> {
     let device = entries_of(mountpoint)?.pop().ok_or(ErrorKind::NotFound)?;
@@ -298,12 +335,15 @@ mod tests {
             33 1 0:47 / /run/c2 rw - overlay overlay rw,lowerdir=7/fs:5/fs,upperdir=/y\n\
             34 1 0:48 / /run/c3 rw - overlay overlay rw,lowerdir=/other/snapshots/7/fs,upperdir=/z\n\
             35 1 8:1 / / rw - ext4 /dev/sda rw\n";
-        let users = super::users_in(table, "/r/mnt".as_ref(), "/r/snapshots".as_ref(), &["0:45".to_owned()]);
+        let leads = |lower: &std::path::Path| lower.starts_with("/r/snapshots");
+        let users = super::users_in(table, "/r/mnt".as_ref(), &leads, &["0:45".to_owned()]);
         assert_eq!(users, ["/view", "/run/c1", "/run/c2"].map(std::path::PathBuf::from));
     }
 
     #[test]
     fn paths_are_escaped_as_the_mount_table_has_them() {
         assert_eq!(super::escape(b"/a b\\c"), b"/a\\040b\\134c");
+        assert_eq!(super::unescape(b"/a\\040b\\134c"), b"/a b\\c");
+        assert_eq!(super::unescape(b"/a\\04\\"), b"/a\\04\\");
     }
 }

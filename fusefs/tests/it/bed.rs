@@ -117,6 +117,7 @@ impl Bed {
         AttachRequest {
             reference: format!("{}/{REPOSITORY}:latest", self.origin.host()).parse().unwrap(),
             blob_digest: image.layers[n].clone(),
+            blob_size: None,
             toc_digest: layers[n].toc_digest.parse().unwrap(),
             manifest_digest: Some(image.manifest.clone()),
             neighbours: image.layers[n..].to_vec(),
