@@ -67,12 +67,14 @@ mod tests {
 
     #[test]
     fn logins_are_read_and_never_quoted() {
-        let logins = parse(
-            r#"{"h/r:t":{"username":"u","password":"secret"},"h/other:t":{"identityToken":"token"}}"#,
-        )
-        .unwrap();
+        let logins =
+            parse(r#"{"h/r:t":{"username":"u","password":"secret"},"h/other:t":{"identityToken":"token"}}"#)
+                .unwrap();
         let login = &logins["h/r:t"];
-        assert_eq!((&login.username[..], &login.password[..], &login.identity_token[..]), ("u", "secret", ""));
+        assert_eq!(
+            (&login.username[..], &login.password[..], &login.identity_token[..]),
+            ("u", "secret", "")
+        );
         assert_eq!(logins["h/other:t"].identity_token, "token");
         for bad in ["", "{}", "[]", r#"{"h/r:t":{"password":["secret"]}}"#, r#"{"h/r:t":"secret"}"#] {
             let error = format!("{:#} {:?}", parse(bad).unwrap_err(), parse(bad).unwrap_err());

@@ -45,6 +45,8 @@ pub use cache::CacheConfig;
 pub use fs::OpaqueXattr;
 pub use fuse::{Agreement, Keeper, Kept, NoKeeper};
 pub use layer::{Audits, Layer};
-pub use plane::{AttachRequest, Attached, Below, Evicted, Fill, Graduation, LayerUsage, Plane, PlaneConfig, Stay};
+pub use plane::{
+    AttachRequest, Attached, Below, Evicted, Fill, Graduation, LayerUsage, Plane, PlaneConfig, Stay,
+};
 pub use refs::Refs;
 pub use resolve::AttachError;

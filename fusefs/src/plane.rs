@@ -679,6 +679,17 @@ impl Plane {
         tokio::spawn(behind::work_behind(Arc::downgrade(self), Arc::downgrade(layer), prefetch, fill));
     }
 
+    /// Starts prefetch and fill again, of a layer that was given up meanwhile.
+    pub(crate) fn fill_again(self: &Arc<Self>, request: &AttachRequest) {
+        let layer = self.open.lock().get_mut(&request.toc_digest).map(|open| {
+            open.background = false;
+            open.layer.clone()
+        });
+        if let Some(layer) = layer {
+            self.start_background(&layer, request);
+        }
+    }
+
     /// Forgets a layer and deletes its directory, unless a slot shows it.
     async fn forget(&self, digest: Digest) {
         let lock = self.lock(digest);

@@ -111,6 +111,8 @@ struct State {
     jobs: HashMap<Job, Progress>,
     /// References to be written.
     changed: HashSet<u32>,
+    /// TOC digests of layers that nobody used and that were given up: they are fetched again once somebody does.
+    given_up: HashSet<String>,
 }
 
 /// Something that is done once at a time.
@@ -181,7 +183,12 @@ impl Refs {
         let files = Files::open(&plane.root().join("refs"))?;
         let (records, next) = files.load()?;
         let mut state = State { next, ..State::default() };
-        records.into_iter().for_each(|record| state.enter(record));
+        for record in records {
+            if record.uses() == 0 {
+                state.given_up.extend(record.layers.iter().map(|layer| layer.toc_digest.clone()));
+            }
+            state.enter(record);
+        }
         let refs = Arc::new(Refs {
             plane: Arc::downgrade(plane),
             blobs: Arc::new(Blobs::new(registry.clone())),
@@ -346,9 +353,10 @@ impl Refs {
         bytes: Range<u64>,
         deadline: Instant,
     ) -> Result<Bytes, AttachError> {
-        let found = self.state.lock().layer(slot).map(|(record, layer, _)| {
-            (record.reference.clone(), layer.blob_digest.clone(), layer.blob_size)
-        });
+        let found =
+            self.state.lock().layer(slot).map(|(record, layer, _)| {
+                (record.reference.clone(), layer.blob_digest.clone(), layer.blob_size)
+            });
         let (reference, digest, size) = found.ok_or(AttachError::Retired(slot))?;
         Ok(self.blobs.read(&reference.parse()?, &digest, size, bytes, deadline).await?)
     }
@@ -356,6 +364,17 @@ impl Refs {
     /// Somebody uses the layer in a slot.
     pub fn take(self: &Arc<Self>, slot: u32) {
         self.count(slot, |uses| uses.saturating_add(1));
+        let again = {
+            let mut state = self.state.lock();
+            let digest = state.layer(slot).map(|(_, layer, _)| layer.toc_digest.clone());
+            let given_up = digest.is_some_and(|digest| state.given_up.remove(&digest));
+            let found = state.layer(slot).filter(|_| given_up);
+            found.and_then(|(record, _, by)| requests(record, by).into_iter().find(|(e, _)| e.slot == slot))
+        };
+        if let (Some((_, request)), Some(plane)) = (again, self.plane.upgrade()) {
+            let _on = self.runtime.enter();
+            plane.fill_again(&request);
+        }
     }
 
     /// Somebody does not use a layer any more, and names it.
@@ -476,12 +495,7 @@ impl Refs {
     }
 
     /// What `look` finds, at once or while a job runs.
-    async fn until<T>(
-        &self,
-        job: &Job,
-        deadline: Instant,
-        look: impl Fn(&State) -> Option<T>,
-    ) -> Option<T> {
+    async fn until<T>(&self, job: &Job, deadline: Instant, look: impl Fn(&State) -> Option<T>) -> Option<T> {
         let mut changed = self.changed.subscribe();
         loop {
             changed.borrow_and_update();
@@ -515,14 +529,15 @@ impl Refs {
         if before.as_ref().is_some_and(|record| record.manifests.contains(&image.digest)) {
             return Ok(());
         }
-        let diff_ids = match image.config.as_ref().filter(|_| image.layers.iter().any(|l| l.toc_digest.is_some())) {
-            Some(config) => {
-                let config =
-                    self.registry.blob_bytes(reference, config, image::CONFIG_LIMIT, deadline).await?;
-                image::diff_ids(&config)
-            }
-            None => Vec::new(),
-        };
+        let diff_ids =
+            match image.config.as_ref().filter(|_| image.layers.iter().any(|l| l.toc_digest.is_some())) {
+                Some(config) => {
+                    let config =
+                        self.registry.blob_bytes(reference, config, image::CONFIG_LIMIT, deadline).await?;
+                    image::diff_ids(&config)
+                }
+                None => Vec::new(),
+            };
         let (refs, name) = (self.clone(), text.clone());
         let added = tokio::task::spawn_blocking(move || refs.add(name, &image, &diff_ids)).await;
         let path = || self.plane.upgrade().map_or(PathBuf::new(), |plane| plane.root().join("refs"));
@@ -617,21 +632,33 @@ impl Refs {
             let (unused, used): (Vec<&RefRecord>, Vec<&RefRecord>) =
                 state.records.values().partition(|record| idle(record, UNUSED));
             let used: HashSet<String> = used.into_iter().flat_map(&layers).collect();
-            let forgotten: Vec<RefRecord> =
-                unused.iter().filter(|record| !is_mounted && idle(record, FORGOTTEN)).copied().cloned().collect();
+            let forgotten: Vec<RefRecord> = unused
+                .iter()
+                .filter(|record| !is_mounted && idle(record, FORGOTTEN))
+                .copied()
+                .cloned()
+                .collect();
             let unused: HashSet<String> = unused.into_iter().flat_map(layers).collect();
-            (unused.difference(&used).filter_map(|digest| digest.parse().ok()).collect::<Vec<Digest>>(), forgotten)
+            (
+                unused.difference(&used).filter_map(|digest| digest.parse().ok()).collect::<Vec<Digest>>(),
+                forgotten,
+            )
         };
         for record in forgotten {
             self.forget(&plane, record).await;
         }
         if !unused.is_empty() {
-            let _ = tokio::task::spawn_blocking(move || plane.evict(&unused, UNUSED)).await;
+            let evicted = tokio::task::spawn_blocking(move || plane.evict(&unused, UNUSED)).await;
+            let went = evicted.unwrap_or_default().into_iter().filter(|evicted| evicted.refused.is_none());
+            self.state.lock().given_up.extend(went.map(|evicted| evicted.digest.to_string()));
         }
     }
 
     async fn forget(self: &Arc<Self>, plane: &Arc<Plane>, record: RefRecord) {
-        tracing::info!(reference = record.reference, "nobody has used the reference in a long time: it is forgotten");
+        tracing::info!(
+            reference = record.reference,
+            "nobody has used the reference in a long time: it is forgotten"
+        );
         {
             let mut state = self.state.lock();
             state.names.remove(&record.reference);

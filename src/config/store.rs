@@ -97,7 +97,10 @@ mod tests {
         assert_eq!(data_dir(&user(Some("/d"), None)), Path::new("/d/lazurite-store"));
         assert_eq!(socket(&user(Some("/d"), None)), Path::new("/d/lazurite-store/store.sock"));
         assert_eq!(data_dir(&user(None, None)), Path::new("/home/u/.local/share/lazurite-store"));
-        assert_eq!(socket(&user(None, Some("/run/user/1"))), Path::new("/run/user/1/lazurite-store/store.sock"));
+        assert_eq!(
+            socket(&user(None, Some("/run/user/1"))),
+            Path::new("/run/user/1/lazurite-store/store.sock")
+        );
     }
 
     #[test]

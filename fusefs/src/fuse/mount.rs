@@ -217,14 +217,7 @@ fn mount(mountpoint: &Path, device: &OwnedFd, shown: Shown) -> io::Result<()> {
         Shown::References => MountFlags::NOATIME,
     };
     // Not `nosuid`, not `nodev`: a view of one layer is a bind mount of its directory and would inherit them.
-    rustix::mount::mount(
-        "lazurite",
-        mountpoint,
-        "fuse.lazurite",
-        flags,
-        Some(data.as_c_str()),
-    )
-    .map_err(|e| {
+    rustix::mount::mount("lazurite", mountpoint, "fuse.lazurite", flags, Some(data.as_c_str())).map_err(|e| {
         let e = io::Error::from(e);
         io::Error::new(e.kind(), format!("mounting at {}: {e}", mountpoint.display()))
     })
@@ -254,12 +247,7 @@ pub fn users(mountpoint: &Path, leads: &dyn Fn(&Path) -> bool) -> io::Result<Vec
     Ok(users_in(&fs::read("/proc/self/mountinfo")?, mountpoint, leads, &own))
 }
 
-fn users_in(
-    table: &[u8],
-    mountpoint: &Path,
-    leads: &dyn Fn(&Path) -> bool,
-    own: &[String],
-) -> Vec<PathBuf> {
+fn users_in(table: &[u8], mountpoint: &Path, leads: &dyn Fn(&Path) -> bool, own: &[String]) -> Vec<PathBuf> {
     let mountpoint = escape(mountpoint.as_os_str().as_bytes());
     let user = |line: &[u8]| {
         let fields: Vec<&[u8]> = line.split(|&b| b == b' ').collect();
@@ -271,7 +259,8 @@ fn users_in(
                 let lower = names.iter().find_map(|name| option.strip_prefix(*name));
                 lower.is_some_and(|lower| {
                     lower.split(|&b| b == b':').any(|dir| {
-                        !dir.starts_with(b"/") || leads(Path::new(std::ffi::OsStr::from_bytes(&unescape(dir))))
+                        !dir.starts_with(b"/")
+                            || leads(Path::new(std::ffi::OsStr::from_bytes(&unescape(dir))))
                     })
                 })
             }),

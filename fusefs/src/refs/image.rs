@@ -48,7 +48,12 @@ fn layer(layer: &ManifestLayer, diff_id: &str, number: &mut impl FnMut() -> u32)
 
 /// Adds to a reference what it leads to now. A layer that occurs twice in the image is left out: its paths would be the same,
 /// and overlayfs refuses one directory as two lowers.
-pub fn add(record: &mut RefRecord, image: &ImageLayers, diff_ids: &[String], mut number: impl FnMut() -> u32) {
+pub fn add(
+    record: &mut RefRecord,
+    image: &ImageLayers,
+    diff_ids: &[String],
+    mut number: impl FnMut() -> u32,
+) {
     if !record.manifests.contains(&image.digest) {
         if record.manifests.len() >= MANIFESTS {
             record.manifests.remove(0);
@@ -151,7 +156,11 @@ mod tests {
             record.layers.len()
         };
         assert_eq!(add_to_new(&image("m", &[('0', Some('a')), ('0', Some('a'))]), &ids(2)), 0, "twice");
-        assert_eq!(add_to_new(&image("m", &[('0', Some('a')), ('1', Some('a'))]), &ids(2)), 0, "the same tree");
+        assert_eq!(
+            add_to_new(&image("m", &[('0', Some('a')), ('1', Some('a'))]), &ids(2)),
+            0,
+            "the same tree"
+        );
         assert_eq!(add_to_new(&image("m", &[('0', Some('a'))]), &ids(2)), 0, "another config");
         let mut plain = image("m", &[('0', Some('a'))]);
         plain.layers[0].media_type = "application/vnd.oci.image.layer.v1.tar".to_owned();

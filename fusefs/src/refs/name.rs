@@ -114,7 +114,9 @@ mod tests {
             assert_eq!(decode(encode(reference).as_bytes()).as_deref(), Some(reference));
         }
         assert_eq!(encode("docker.io/library/alpine:3.20"), "ZG9ja2VyLmlvL2xpYnJhcnkvYWxwaW5lOjMuMjA=");
-        for other in [&b""[..], b"aC9hYg", b"aC9hYg=", b"aC9hYh==", b"aC9hYg==\n", b"aC9hYg-_", b"/w==", b"x", b"\xff"] {
+        for other in
+            [&b""[..], b"aC9hYg", b"aC9hYg=", b"aC9hYh==", b"aC9hYg==\n", b"aC9hYg-_", b"/w==", b"x", b"\xff"]
+        {
             assert_eq!(decode(other), None, "{other:?}");
         }
     }
