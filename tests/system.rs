@@ -29,6 +29,8 @@ use support::{
 mod endurance;
 #[path = "system/hosts.rs"]
 mod hosts;
+#[path = "system/store.rs"]
+mod store;
 #[path = "system/survival.rs"]
 mod survival;
 

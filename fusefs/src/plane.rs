@@ -44,7 +44,7 @@ mod behind;
 mod mounted;
 
 /// Layers of one image opened at once.
-const PARALLEL_OPENS: usize = 8;
+pub(crate) const PARALLEL_OPENS: usize = 8;
 
 /// Whether whole layers are fetched behind the running containers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -357,11 +357,16 @@ impl Plane {
         Ok(attached)
     }
 
-    /// Starts opening layers that will be attached.
-    pub(crate) fn open_ahead(self: &Arc<Self>, requests: &[AttachRequest], deadline: Instant) {
-        for request in requests {
-            tokio::spawn(behind::open_ahead(self.clone(), spec_of(request), deadline));
-        }
+    /// Opens a layer that will be attached.
+    pub(crate) async fn open_ahead(
+        &self,
+        request: &AttachRequest,
+        deadline: Instant,
+    ) -> Result<(), AttachError> {
+        let spec = spec_of(request);
+        let lock = self.lock(spec.toc_digest);
+        let _locked = lock.lock().await;
+        self.open(&spec, deadline).await.map(drop)
     }
 
     /// Where it keeps its data.

@@ -29,6 +29,7 @@ use std::{
 
 use bytes::Bytes;
 use estargz::{Digest, Kind};
+use futures::{StreamExt as _, stream};
 use parking_lot::Mutex;
 use registry::{Reference, Registry};
 use tokio::{runtime::Handle, sync::watch, time::Instant};
@@ -36,7 +37,7 @@ use tokio::{runtime::Handle, sync::watch, time::Instant};
 use crate::{
     index::{Attr, Index},
     manifest,
-    plane::{AttachRequest, Below, Fill, Plane},
+    plane::{AttachRequest, Below, Fill, PARALLEL_OPENS, Plane},
     resolve::AttachError,
 };
 use blob::Blobs;
@@ -541,20 +542,13 @@ impl Refs {
         let (refs, name) = (self.clone(), text.clone());
         let added = tokio::task::spawn_blocking(move || refs.add(name, &image, &diff_ids)).await;
         let path = || self.plane.upgrade().map_or(PathBuf::new(), |plane| plane.root().join("refs"));
-        let number = added
+        added
             .unwrap_or_else(|panic| Err(io::Error::other(panic)))
-            .map_err(|error| AttachError::Io { path: path(), error })?;
-        // Most likely all of them are asked for next. By which digest is not known yet, but they are the same layers.
-        let ahead = self.state.lock().records.get(&number).map_or(Vec::new(), |r| requests(r, By::Toc));
-        let ahead: Vec<AttachRequest> = ahead.into_iter().map(|(_, request)| request).collect();
-        if let Some(plane) = self.plane.upgrade() {
-            plane.open_ahead(&ahead, deadline);
-        }
-        Ok(())
+            .map_err(|error| AttachError::Io { path: path(), error })
     }
 
     /// Adds to a reference what it leads to now, on disk first. Only one job does so at a time for one reference. Blocking.
-    fn add(&self, text: String, image: &manifest::ImageLayers, diff_ids: &[String]) -> io::Result<u32> {
+    fn add(&self, text: String, image: &manifest::ImageLayers, diff_ids: &[String]) -> io::Result<()> {
         let (record, next) = {
             let mut state = self.state.lock();
             let known = state.names.get(&text).and_then(|number| state.records.get(number)).cloned();
@@ -579,7 +573,7 @@ impl Refs {
         state.enter(record);
         drop(state);
         self.changed.send_replace(());
-        Ok(number)
+        Ok(())
     }
 
     /// Shows all layers of a reference, the lowest first: a layer may take owners and modes from those below.
@@ -587,30 +581,42 @@ impl Refs {
         let deadline = self.limit();
         let requests = self.state.lock().records.get(&number).map_or(Vec::new(), |r| requests(r, by));
         let Some(plane) = self.plane.upgrade() else { return };
-        let ahead: Vec<AttachRequest> = requests.iter().map(|(_, request)| request.clone()).collect();
-        plane.open_ahead(&ahead, deadline);
-        for (entry, request) in requests {
-            if self.is_in_slot(entry.slot) {
-                continue;
+        let missing: Vec<_> =
+            requests.into_iter().filter(|(entry, _)| !self.is_in_slot(entry.slot)).collect();
+        let opener = plane.clone();
+        let open = move |(entry, request): (record::Entry, AttachRequest)| {
+            let plane = opener.clone();
+            async move {
+                let opened = plane.open_ahead(&request, deadline).await;
+                (entry, request, opened)
             }
-            match plane.attach_by(u64::from(entry.slot), &request, deadline).await {
-                Ok(_) => {
-                    let size = plane.layer(u64::from(entry.slot)).map(|layer| tar_size(layer.index()));
-                    let mut state = self.state.lock();
-                    if let Some((layer, by)) = state.layer_mut(entry.slot) {
-                        layer.entry_mut(by).shown = true;
-                        layer.estimated_size = size;
-                        self.write_soon(&mut state, entry.slot);
-                    }
-                    drop(state);
-                    self.changed.send_replace(());
-                }
+        };
+        let mut opening = stream::iter(missing).map(open).buffered(PARALLEL_OPENS);
+        while let Some((entry, request, opened)) = opening.next().await {
+            let attached = match opened {
+                Ok(()) => plane.attach_by(u64::from(entry.slot), &request, deadline).await.map(drop),
+                Err(error) => Err(error),
+            };
+            match attached {
+                Ok(()) => self.note_shown(&plane, entry.slot),
                 Err(error) => tracing::warn!(
                     reference = %request.reference, layer = request.blob_digest, reason = error.reason(), %error,
                     "the layer is not shown: it is pulled instead"
                 ),
             }
         }
+    }
+
+    fn note_shown(self: &Arc<Self>, plane: &Plane, slot: u32) {
+        let size = plane.layer(u64::from(slot)).map(|layer| tar_size(layer.index()));
+        let mut state = self.state.lock();
+        if let Some((layer, by)) = state.layer_mut(slot) {
+            layer.entry_mut(by).shown = true;
+            layer.estimated_size = size;
+            self.write_soon(&mut state, slot);
+        }
+        drop(state);
+        self.changed.send_replace(());
     }
 
     /// Gives back the disk of layers that nobody uses, and forgets references that nobody has asked for in a long time.

@@ -14,6 +14,7 @@ mod containerd;
 mod docker_registry;
 mod images;
 mod lazurite;
+mod store;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -28,6 +29,7 @@ pub use containerd::{Containerd, Cri, ImageMount, Task};
 pub use docker_registry::{Access, DockerRegistry, LOGIN};
 pub use images::{Form, Image};
 pub use lazurite::Lazurite;
+pub use store::LayerStore;
 
 /// The name Lazurite has in containerd's `proxy_plugins`.
 pub const SNAPSHOTTER: &str = "lazurite";
@@ -68,7 +70,7 @@ fn end(mut daemon: ProcessGuard) -> bool {
 }
 
 /// Detaches every mount below `dir`, the innermost first.
-fn unmount_below(dir: &Path) {
+pub fn unmount_below(dir: &Path) {
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let below = table.lines().filter_map(mount_point).filter(|path| path.starts_with(dir));
     for path in below.collect::<Vec<_>>().iter().rev() {
