@@ -449,3 +449,46 @@ fn the_helper_hands_over_logins_and_says_none_of_them() {
     }
     assert!(!shelf.store.log().contains("s3cret"));
 }
+
+/// As `podman unshare` does it, in namespaces of the user's own.
+const ROOTLESS: &str = r#"
+set -e
+export HOME=$PWD XDG_DATA_HOME=$PWD/data XDG_RUNTIME_DIR=$PWD/run
+mkdir run upper work merged l
+serve() {
+    mkfifo ready; "$1" store --config config.toml mount >ready 2>>log & read line <ready; rm ready
+    [ "$line" = "ready: $PWD/mount" ]
+}
+serve "$1"
+n=0
+for digest in $3 $4 $5; do n=$((n + 1)); ln -s "$PWD/mount/$2/$digest/diff" l/$n; done
+mount -t overlay overlay -o userxattr,lowerdir=l/3:l/2:l/1,upperdir=upper,workdir=work merged
+kill $!; wait $! || true
+serve "$1"
+(cd merged && find . | sort && stat -c '%a %u:%g' tmp && sha256sum top)
+umount merged
+"$1" drain --address run/lazurite-store/store.sock
+kill $!
+"#;
+
+#[test]
+fn a_user_has_a_store_in_namespaces_of_his_own() {
+    if !guard::require_programs(&["unshare", "timeout"]) {
+        return;
+    }
+    let Some(shelf) = Shelf::new("") else { return };
+    let dir = guard::temp_dir();
+    fs::write(dir.path().join("config.toml"), "").unwrap();
+    let mut command = Command::new("timeout");
+    command.args(["60", "unshare", "--user", "--map-root-user", "--mount", "sh", "-c", ROOTLESS, "sh"]);
+    command.arg(BINARY).arg(base64(&shelf.reference));
+    command.args(shelf.built.iter().map(|built| &built.toc_digest)).current_dir(dir.path());
+    let output = command.output().unwrap();
+    let log = fs::read_to_string(dir.path().join("log")).unwrap_or_default();
+    assert!(output.status.success(), "{}\n{log}", text(&output));
+    let top = sha256_digest(&shelf.layers[2].contents()[&b"top"[..]]);
+    let names = [".", "./bin", "./bin/large", "./etc", "./etc/noise", "./tmp", "./top"];
+    let expected = format!("{}\n755 0:0\n{}  top\n", names.join("\n"), top.trim_start_matches("sha256:"));
+    assert!(String::from_utf8_lossy(&output.stdout).starts_with(&expected), "{}", text(&output));
+    assert!(log.contains("the mount of the process before goes on"), "{log}");
+}

@@ -88,7 +88,11 @@ impl Connection {
         let device =
             rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(|e| {
                 let e = io::Error::from(e);
-                io::Error::new(e.kind(), format!("opening /dev/fuse: {e}; is the fuse module loaded?"))
+                let what = match e.kind() {
+                    ErrorKind::PermissionDenied => "this user must be able to read and write it",
+                    _ => "is the fuse module loaded?",
+                };
+                io::Error::new(e.kind(), format!("opening /dev/fuse: {e}; {what}"))
             })?;
         mount(mountpoint, &device, shown)?;
         let name = || entries_of(mountpoint)?.pop().ok_or_else(|| ErrorKind::NotFound.into());
