@@ -310,6 +310,17 @@ impl Refs {
         })
     }
 
+    /// The directory that a place is in.
+    pub fn above(&self, place: Place) -> Place {
+        match place {
+            Place::Root | Place::Reference(_) => Place::Root,
+            Place::Layer(slot) => {
+                self.state.lock().slots.get(&slot).map_or(Place::Root, |n| Place::Reference(*n))
+            }
+            Place::Info(slot) | Place::Blob(slot) => Place::Layer(slot),
+        }
+    }
+
     /// What is in a directory that somebody has looked for, by name.
     pub fn entries(&self, place: Place) -> Vec<(String, Place)> {
         let state = self.state.lock();
@@ -739,7 +750,7 @@ fn tar_size(index: &Index) -> u64 {
     const BLOCK: u64 = 512;
     let size = |node| index.attr(node).filter(|attr| attr.kind == Kind::Regular).map_or(0, |attr| attr.size);
     let file = |node| size(node).div_ceil(BLOCK).saturating_add(1).saturating_mul(BLOCK);
-    (0..index.nodes()).map(file).fold(2 * BLOCK, u64::saturating_add)
+    (0..index.nodes()).map(file).fold(2 * BLOCK, u64::saturating_add).min(i64::MAX as u64)
 }
 
 fn seconds() -> u64 {

@@ -30,8 +30,21 @@ pub fn address(address: &Path) -> PathBuf {
 pub enum Role {
     /// The snapshotter's.
     Snapshotter(Arc<Snapshotter<Port>>),
-    /// The additional layer store's.
-    Store(Arc<Refs>),
+    /// The additional layer store's, with who is told of logins.
+    Store(Arc<Refs>, OnLogin),
+}
+
+/// Is told of a reference and a login for it.
+pub type OnLogin = Box<dyn Fn(&str, Login) + Send + Sync>;
+
+/// A login as podman has it. Empty fields are not given.
+pub struct Login {
+    /// The user's name.
+    pub username: String,
+    /// The user's password.
+    pub password: String,
+    /// A refresh token, instead of both.
+    pub identity_token: String,
 }
 
 /// Serves until `shutdown` is ready.
@@ -90,12 +103,13 @@ impl Control for Service {
     }
 
     async fn login(&self, request: Request<LoginRequest>) -> Result<Response<LoginResponse>, Status> {
-        let Role::Store(refs) = &self.role else {
+        let Role::Store(refs, on_login) = &self.role else {
             return Err(Status::unimplemented("the snapshotter has its logins from elsewhere"));
         };
-        let LoginRequest { reference, .. } = request.into_inner();
+        let LoginRequest { reference, username, password, identity_token } = request.into_inner();
         let parsed: Result<registry::Reference, _> = reference.parse();
         parsed.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        on_login(&reference, Login { username, password, identity_token });
         refs.try_again(&reference);
         Ok(Response::new(LoginResponse {}))
     }

@@ -84,8 +84,10 @@ async fn serve(config: &Config, root: &Path, mountpoint: &Path) -> anyhow::Resul
         let mut stopped = stopped;
         let _ = stopped.wait_for(|stop| *stop).await;
     };
-    let mut server =
-        tokio::spawn(control::serve(listener, plane.clone(), Role::Store(refs.clone()), shutdown));
+    // Logins of pulls are handed on here.
+    let on_login: control::OnLogin = Box::new(|_: &str, _: control::Login| {});
+    let role = Role::Store(refs.clone(), on_login);
+    let mut server = tokio::spawn(control::serve(listener, plane.clone(), role, shutdown));
     // Who waits for us to be ready calls podman next, which fails where nothing answers.
     watchdog::look(&plane, ANSWER).await.context("the mount does not answer")?;
     tracing::info!(mountpoint = %mountpoint.display(), root = %root.display(), "serving");

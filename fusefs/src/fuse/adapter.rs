@@ -28,7 +28,7 @@ use crate::{
     fs::{self, OpaqueXattr, STATE_DIR, STATE_FILE},
     index::{Attr, Node},
     reader,
-    refs::Refs,
+    refs::{Refs, name::Place},
     slots::{self, ROOT_INO, Slots},
     view::View,
 };
@@ -193,7 +193,11 @@ impl Adapter {
         let layer = view.layer();
         let attr =
             |node: Node| (attr_ttl(node), view.attr(node).map_or(root_attr(), |a| file_attr(slot, node, &a)));
-        let above = if dir == 0 { ROOT_INO } else { slots::ino(slot, fs::parent(layer, dir)) };
+        let above = match (dir, &self.refs) {
+            (0, None) => ROOT_INO,
+            (0, Some(_)) => Place::Layer(slot).ino(),
+            _ => slots::ino(slot, fs::parent(layer, dir)),
+        };
         let dots = [(0, slots::ino(slot, dir), &b"."[..]), (1, above, b"..")];
         for (at, ino, name) in dots {
             if offset <= at && add(ino, at + 1, name, &|| attr(dir)) {

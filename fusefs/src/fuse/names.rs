@@ -83,7 +83,8 @@ impl Adapter {
         mut add: impl FnMut(u64, u64, &[u8], &dyn Fn() -> (Duration, FileAttr)) -> bool,
     ) -> Result<(), Errno> {
         let own = Self::place_attr(refs, place).ok_or(Errno::ESTALE)?;
-        let dots = [(b".".to_vec(), place.ino(), own), (b"..".to_vec(), place.ino(), own)];
+        let above = refs.above(place).ino();
+        let dots = [(b".".to_vec(), place.ino(), own), (b"..".to_vec(), above, own)];
         let tree = match place {
             Place::Layer(slot) => {
                 tree_attr(&self.slots, slot).map(|attr| (b"diff".to_vec(), attr.1.ino.0, attr))

@@ -9,6 +9,12 @@ use crate::manifest::{ImageLayers, ManifestLayer};
 
 /// Bytes of a config at most.
 pub const CONFIG_LIMIT: u64 = 8 << 20;
+/// Layers of an image at most: containers/storage takes no more than 500 either. A record is as long as the square of it.
+const LAYERS: usize = 512;
+/// Layers that a tag is remembered to have led to at most; those that come then are pulled.
+const ALL_LAYERS: usize = 8192;
+/// Go has sizes in 64 bits with a sign.
+const SIZE: u64 = i64::MAX as u64;
 /// Manifests that a tag is remembered to have led to; what older ones brought stays.
 const MANIFESTS: usize = 64;
 
@@ -32,12 +38,15 @@ fn layer(layer: &ManifestLayer, diff_id: &str, number: &mut impl FnMut() -> u32)
         kind if kind.ends_with("+zstd") || kind.ends_with(".zstd") => Compression::Zstd,
         _ => return None,
     };
+    if layer.size > SIZE {
+        return None;
+    }
     Some(LayerRecord {
         blob_digest: layer.digest.clone(),
         blob_size: layer.size,
         toc_digest: layer.toc_digest?.to_string(),
         diff_id: diff_id.to_owned(),
-        diff_size: layer.diff_size,
+        diff_size: layer.diff_size.filter(|size| *size <= SIZE),
         estimated_size: None,
         compression,
         by_blob: Entry::at(number()),
@@ -60,7 +69,8 @@ pub fn add(
         }
         record.manifests.push(image.digest.clone());
     }
-    if diff_ids.len() != image.layers.len() {
+    let all = record.layers.len() + image.layers.len();
+    if diff_ids.len() != image.layers.len() || image.layers.len() > LAYERS || all > ALL_LAYERS {
         // podman unpacks such an image, or refuses it.
         return;
     }
@@ -165,6 +175,12 @@ mod tests {
         let mut plain = image("m", &[('0', Some('a'))]);
         plain.layers[0].media_type = "application/vnd.oci.image.layer.v1.tar".to_owned();
         assert_eq!(add_to_new(&plain, &ids(1)), 0);
+        plain = image("m", &[('0', Some('a'))]);
+        plain.layers[0].size = u64::MAX;
+        assert_eq!(add_to_new(&plain, &ids(1)), 0);
+        let many: Vec<(char, Option<char>)> =
+            (0..=LAYERS).map(|_| ('0', None)).chain([('1', Some('a'))]).collect();
+        assert_eq!(add_to_new(&image("m", &many), &ids(many.len())), 0);
         assert_eq!(add_to_new(&image("m", &[('0', Some('a'))]), &ids(1)), 1);
     }
 
