@@ -28,9 +28,9 @@ const BENCH_MIN: Duration = Duration::from_secs(5);
 const BENCH_MAX: Duration = Duration::from_secs(120);
 /// A `Retry-After` is honoured up to here: a host's mistake must not silence it for a day.
 const HOLD_MAX: Duration = Duration::from_secs(300);
-/// How long a host that ignored a range is asked after the others. A pull-through cache recovers once it
-/// holds the blob.
-const WHOLE_ONLY_FOR: Duration = Duration::from_secs(600);
+/// How long a host that ignored a range is asked after the others. A pull-through cache does so only until it holds the
+/// blob, and has others that it holds.
+const WHOLE_ONLY_FOR: Duration = Duration::from_secs(60);
 
 /// Names a host that served bytes: `host` or `host:port`, without credentials or query.
 #[derive(Clone, PartialEq, Eq, Hash)]
