@@ -211,6 +211,23 @@ fn a_lost_file_of_many_chunks_never_shows_a_hole() {
 }
 
 #[test]
+fn when_no_host_is_left_reads_fail_and_work_again_when_one_is_back() {
+    let Some(bed) = Bed::mirrored() else { return };
+    let root = bed.attach_one(&Encoder::new().encode(&layer()));
+    let mirror = bed.mirror.as_ref().unwrap();
+    read(root.join("file09")).unwrap();
+    for back in [mirror, &bed.origin] {
+        mirror.stop();
+        bed.origin.stop();
+        let error = read(root.join("file04")).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EIO));
+        back.restart();
+        let name = if std::ptr::eq(back, mirror) { "file06" } else { "file01" };
+        assert_eq!(read(root.join(name)).unwrap(), content(name));
+    }
+}
+
+#[test]
 fn a_blob_that_comes_whole_is_taken_as_it_comes() {
     // The only host knows no ranges any more; a mirror does not, and the origin is gone.
     for mirrored in [false, true] {

@@ -153,11 +153,11 @@ async fn a_host_that_ignores_ranges_is_asked_after_the_others() {
 
 /// Takes the first body it is offered.
 #[derive(Debug, Default)]
-struct Taken(std::sync::Mutex<Option<Whole>>);
+struct Taken(parking_lot::Mutex<Option<Whole>>);
 
 impl TakeWhole for Taken {
     fn take_whole(&self, whole: Whole) -> Result<(), Whole> {
-        let mut taken = self.0.lock().unwrap();
+        let mut taken = self.0.lock();
         match *taken {
             Some(_) => Err(whole),
             None => {
@@ -178,7 +178,7 @@ async fn a_blob_that_comes_whole_is_had_by_who_wants_it_and_the_read_by_the_next
     let options = || ReadOptions { whole: Some(taken.clone()), ..options() };
     let served = blob.read(1000..2000, &options()).await.unwrap();
     assert_eq!((&served.bytes[..], served.host.to_string()), (&data[1000..2000], origin.host()));
-    let mut whole = taken.0.lock().unwrap().take().unwrap();
+    let mut whole = taken.0.lock().take().unwrap();
     assert_eq!(whole.host().to_string(), mirror.host());
     let mut bytes = Vec::new();
     while let Some(piece) = whole.piece().await.unwrap() {
@@ -190,7 +190,7 @@ async fn a_blob_that_comes_whole_is_had_by_who_wants_it_and_the_read_by_the_next
     mirror.fault(Rule::new(Action::Full200).times(1));
     let (_, blob) = open(&origin, mirrored(&origin, &[&mirror]), &digest, Some(24 << 20));
     blob.read(1000..2000, &options()).await.unwrap();
-    let mut whole = taken.0.lock().unwrap().take().unwrap();
+    let mut whole = taken.0.lock().take().unwrap();
     mirror.stop();
     let error = loop {
         match whole.piece().await {
