@@ -2,8 +2,10 @@
 //! store.
 
 use std::io::Read as _;
+use std::os::fd::AsRawFd as _;
 
 use flate2::read::MultiGzDecoder;
+use rustix::mount::{MountFlags, mount};
 use support::system::{Podman, PodmanRelease};
 
 use super::*;
@@ -186,4 +188,80 @@ fn podman_pushes_zstd_chunked_and_both_generations_pull_it() {
         assert_eq!(other.podman.ok(&["run", "--rm", &reference, "/bin/sh", "-c", LOOK]), SEEN);
     }
     assert_eq!(stand.fetched("chunked", &layers), digests(&layers));
+}
+
+/// A file system of ours by its name, whose program answers nothing, and is gone once the file is closed.
+fn mute(path: &Path) -> fs::File {
+    let device = fs::File::options().read(true).write(true).open("/dev/fuse").unwrap();
+    let data = format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other", device.as_raw_fd());
+    let data = std::ffi::CString::new(data).unwrap();
+    mount("lazurite", path, "fuse.lazurite", MountFlags::RDONLY, Some(data.as_c_str())).unwrap();
+    device
+}
+
+#[test]
+fn check_says_how_podman_and_its_store_are() {
+    for release in BOTH {
+        if !Podman::available(release) || !system::available() {
+            return;
+        }
+        let dir = guard::temp_dir();
+        let (store, helper) = (dir.path().join("store"), dir.path().join("helper"));
+        let podman = Podman::new(release, &dir.path().join("podman"));
+        let check = || {
+            let output = podman.enter(&[BINARY, "check", "--podman", "--json"]);
+            let findings: Vec<Value> =
+                serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", text(&output)));
+            let about = |subject: &str| {
+                let found: Vec<&Value> =
+                    findings.iter().filter(|finding| finding["subject"] == subject).collect();
+                format!("{found:?}")
+            };
+            (
+                output.status.code(),
+                about("podman"),
+                about("podman storage") + &about("layer store"),
+                about("layer store logins"),
+            )
+        };
+        let (code, version, said, logins) = check();
+        let asks = if release == PodmanRelease::Four { "every layer" } else { "table of contents" };
+        assert_eq!(code, Some(1), "{said}");
+        assert!(
+            version.contains(asks) && said.contains("names no additional layer store"),
+            "{version} {said}"
+        );
+        assert!(logins.contains("does not hand its logins"), "{logins}");
+
+        podman.set_store(Some(&store));
+        let judged = |wanted: &str| {
+            let (code, _, said, _) = check();
+            assert_eq!(code, Some(1), "{said}");
+            assert!(said.contains(wanted), "{said}");
+        };
+        judged("does not exist: every command of podman fails");
+        assert_eq!(podman.run(&["images"]).status.code(), Some(125), "as is said");
+        fs::create_dir(&store).unwrap();
+        judged("nothing is mounted");
+        podman.ok(&["images"]);
+        let _mount = guard::MountGuard::new(&store);
+        let device = mute(&store);
+        judged("does not answer");
+        drop(device);
+        // A child that was just started may hold the device until it runs another program.
+        assert!(guard::eventually(LIMIT, || rustix::fs::statfs(&store).is_err()));
+        judged("is gone: every command of podman fails");
+        assert_eq!(podman.run(&["images"]).status.code(), Some(125), "as is said");
+
+        let lazurite = Lazurite::start(Path::new(BINARY), &dir.path().join("lazurite"), "");
+        podman.set_store(Some(&lazurite.root().join("mnt")));
+        support::write_script(&helper, "#!/bin/sh\n");
+        podman.set_auth_helper(Some(&helper));
+        let (code, _, said, logins) = check();
+        assert_eq!(code, Some(0), "{said}");
+        assert!(
+            said.contains("is mounted and answers") && logins.contains("hands its logins"),
+            "{said} {logins}"
+        );
+    }
 }
