@@ -1,5 +1,5 @@
-//! Gathering what [`super::host`], [`super::setup`] and [`super::podman`] judge: files, the file system, sockets, and one run of containerd's
-//! own binary. Every wait is bounded; what cannot be had becomes a finding.
+//! Gathering what [`super::host`], [`super::setup`] and [`super::podman`] judge: files, the file system, sockets, and one run
+//! of containerd's or podman's own binary. Every wait is bounded; what cannot be had becomes a finding.
 
 mod podman;
 

@@ -127,48 +127,38 @@ impl Namespace {
         Namespace { pause: rootless.then(read).flatten().filter(alive), rootless }
     }
 
+    /// Asks what is at a store's path, on a thread: one that hangs in the kernel ends with this process.
     async fn place(&self, store: &Store) -> Place {
-        let (process, root) = match self.pause {
-            Some(pid) => (pid.to_string(), format!("/proc/{pid}/root")),
-            None => ("self".to_owned(), String::new()),
-        };
-        let seen = PathBuf::from(root + &store.path.to_string_lossy());
-        let place = look(seen, mounted(&process, &store.path)).await;
-        // A rootless store is mounted in podman's namespace, which therefore exists; a mount in ours is of no use.
-        let own = || mounted("self", &store.path).is_some_and(|mount| mount.is_ours());
-        match place {
-            Place::Directory if self.pause.is_some() && own() => Place::Outside,
-            Place::Ours if self.rootless && self.pause.is_none() => Place::Outside,
-            place => place,
+        let (pause, rootless, path) = (self.pause, self.rootless, store.path.clone());
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        std::thread::spawn(move || {
+            let place = match pause {
+                Some(pid) => look(&pid.to_string(), &format!("/proc/{pid}/root"), &path),
+                None => look("self", "", &path),
+            };
+            // A rootless store is mounted in podman's namespace, which therefore exists; a mount in ours is of no use.
+            let outside = match place {
+                Place::Ours => rootless && pause.is_none(),
+                Place::Directory => {
+                    pause.is_some() && mounted("self", &path).is_some_and(|mount| mount.is_ours())
+                }
+                _ => false,
+            };
+            let _ = sender.send(if outside { Place::Outside } else { place });
+        });
+        match tokio::time::timeout(super::PATIENCE, receiver).await {
+            Ok(Ok(place)) => place,
+            Ok(Err(_)) | Err(_) => Place::Silent,
         }
     }
 }
 
-/// What is mounted at `path` in the namespace of a process, the uppermost if there are several. From
-/// the mount table alone: a look at the path itself may hang.
-fn mounted(process: &str, path: &Path) -> Option<Mount> {
-    let table = std::fs::read(format!("/proc/{process}/mountinfo")).ok()?;
-    // The table has no symlinks; those above the mount point can be followed without touching it.
-    let real = match (path.parent().and_then(|parent| parent.canonicalize().ok()), path.file_name()) {
-        (Some(parent), Some(name)) => parent.join(name),
-        _ => path.to_owned(),
-    };
-    Mount::at(&String::from_utf8_lossy(&table), &real)
-}
-
-/// Asks what is at `path`, on a thread: one that hangs in the kernel ends with this process.
-async fn look(path: PathBuf, mount: Option<Mount>) -> Place {
-    let (sender, receiver) = tokio::sync::oneshot::channel();
-    std::thread::spawn(move || {
-        // The kernel remembers attributes of a file system whose program is gone; its size it has to ask for.
-        let found = rustix::fs::statfs(&path).map_err(io::Error::from);
-        let _ = sender.send(found.and_then(|_| std::fs::metadata(&path)));
-    });
-    let found = match tokio::time::timeout(super::PATIENCE, receiver).await {
-        Ok(Ok(found)) => found,
-        Ok(Err(_)) | Err(_) => return Place::Silent,
-    };
-    match (found, mount) {
+/// What is at `path` for a process whose root directory is seen as `root`. May hang.
+fn look(process: &str, root: &str, path: &Path) -> Place {
+    let seen = PathBuf::from(root.to_owned() + &path.to_string_lossy());
+    // The kernel remembers attributes of a file system whose program is gone; its size it has to ask for.
+    let found = rustix::fs::statfs(&seen).map_err(io::Error::from).and_then(|_| std::fs::metadata(&seen));
+    match (found, mounted(process, path)) {
         (Err(error), _) if error.raw_os_error() == Some(Errno::NOTCONN.raw_os_error()) => Place::Dead,
         (Err(error), _) => Place::Error(error),
         (Ok(found), _) if !found.is_dir() => Place::File,
@@ -176,4 +166,15 @@ async fn look(path: PathBuf, mount: Option<Mount>) -> Place {
         (Ok(_), Some(mount)) if mount.is_ours() => Place::Ours,
         (Ok(_), Some(mount)) => Place::Foreign(mount.kind),
     }
+}
+
+/// What is mounted at `path` in the namespace of a process, the uppermost if there are several.
+fn mounted(process: &str, path: &Path) -> Option<Mount> {
+    let table = std::fs::read(format!("/proc/{process}/mountinfo")).ok()?;
+    // The table has no symlinks. The path itself is not touched: it may be a mount in our namespace, too, and hang.
+    let real = match (path.parent().and_then(|parent| parent.canonicalize().ok()), path.file_name()) {
+        (Some(parent), Some(name)) => parent.join(name),
+        _ => path.to_owned(),
+    };
+    Mount::at(&String::from_utf8_lossy(&table), &real)
 }

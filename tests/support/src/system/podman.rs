@@ -20,12 +20,15 @@ pub enum PodmanRelease {
 }
 
 /// Runs a command in a mount namespace of its own, which ends with the last process in it, so no mount of podman outlives
-/// its containers. Where a root is given, its /usr and /etc lie over the machine's: all else, the store's mount and
-/// /dev/fuse among it, is where it always is. An own cgroup2 in place of the machine's spares crun from judging how
-/// that is mounted; no container gets a cgroup.
+/// its containers. What podman keeps at a fixed place, as the cache of which registry has which blob, goes to `state`.
+/// Where a root is given, its /usr and /etc lie over the machine's: all else, the store's mount and /dev/fuse among it, is
+/// where it always is. crun refuses machines that have both generations of cgroups; it is shown the second alone, and no
+/// container gets one.
 const ENTER: &str = r#"
-root=$1; shift
-mount -t cgroup2 none /sys/fs/cgroup
+state=$1 root=$2; shift 2
+[ "$(stat -fc %T /sys/fs/cgroup)" = cgroup2fs ] || mount -t cgroup2 none /sys/fs/cgroup
+mkdir -p /var/lib/containers
+mount --bind "$state" /var/lib/containers
 if [ -n "$root" ]; then mount --bind "$root/etc" /etc; mount --bind "$root/usr" /usr; fi
 exec "$@"
 "#;
@@ -63,7 +66,7 @@ impl Podman {
             PodmanRelease::Four => None,
             PodmanRelease::Five => Some(five().to_owned()),
         };
-        for sub in ["tmp", "home/.config/containers"] {
+        for sub in ["tmp", "state", "home/.config/containers"] {
             std::fs::create_dir_all(dir.join(sub)).expect("podman's directories");
         }
         let podman = Podman { dir: dir.to_owned(), root };
@@ -154,7 +157,7 @@ impl Podman {
     pub fn enter(&self, command: &[&str]) -> Output {
         let mut enter = patiently("unshare");
         enter.args(["--mount", "--propagation", "slave", "sh", "-ec", ENTER, "sh"]);
-        enter.arg(self.root.as_deref().unwrap_or(Path::new(""))).args(command);
+        enter.arg(self.dir.join("state")).arg(self.root.as_deref().unwrap_or(Path::new(""))).args(command);
         enter.env_remove("STORAGE_DRIVER").env_remove("STORAGE_OPTS").env_remove("CONTAINER_HOST");
         enter.envs(self.environment()).output().expect("unshare")
     }
