@@ -52,7 +52,7 @@ pub enum Command {
     Cache(CacheCommand),
     /// Let go of all lazy layers: attach no more, and unmount when no container uses them.
     Drain(DrainArgs),
-    /// Check the kernel, the file system and containerd's configuration; say how to fix what is wrong.
+    /// Check the kernel, the file system and the configuration of containerd or podman; say how to fix what is wrong.
     Check(CheckArgs),
     /// Show or check configuration files.
     #[command(
@@ -335,7 +335,8 @@ fn parse_size(text: &str) -> Result<u64, String> {
     lazurite check\n  \
     lazurite check --json\n  \
     CONTAINERD_ADDRESS=/run/k3s/containerd/containerd.sock lazurite check \\\n    \
-    --containerd-config /var/lib/rancher/k3s/agent/etc/containerd/config.toml\n\n\
+    --containerd-config /var/lib/rancher/k3s/agent/etc/containerd/config.toml\n  \
+    lazurite check --podman\n\n\
     Exit status: 0 when nothing failed (warnings may be printed), 1 otherwise.")]
 pub struct CheckArgs {
     /// The daemon's configuration.
@@ -347,6 +348,9 @@ pub struct CheckArgs {
     /// containerd's configuration file
     #[arg(long, default_value = "/etc/containerd/config.toml", value_name = "FILE")]
     pub containerd_config: PathBuf,
+    /// Check how podman, as this user runs it, is told of the layer store, instead of the daemon and containerd
+    #[arg(long, conflicts_with = "containerd_config")]
+    pub podman: bool,
     /// Print the findings as JSON
     #[arg(long)]
     pub json: bool,

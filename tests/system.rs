@@ -29,6 +29,8 @@ use support::{
 mod endurance;
 #[path = "system/hosts.rs"]
 mod hosts;
+#[path = "system/podman.rs"]
+mod podman;
 #[path = "system/survival.rs"]
 mod survival;
 
