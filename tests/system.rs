@@ -25,6 +25,8 @@ use support::{
     system::{self, Containerd, Cri, DockerRegistry, Form, Image, Lazurite, SNAPSHOTTER},
 };
 
+#[path = "system/cri.rs"]
+mod cri;
 #[path = "system/endurance.rs"]
 mod endurance;
 #[path = "system/hosts.rs"]

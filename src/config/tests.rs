@@ -152,6 +152,10 @@ fn contents_that_make_no_sense_are_refused() {
     let cases = [
         ("a = 1\nroot = 'var/lib'", "c.toml:2: root must be an absolute path, but is \"var/lib\""),
         (
+            "[cri_keychain]\nenable_keychain = true\nlisten_path = ''",
+            "c.toml:3: cri_keychain.listen_path must be an absolute path, but is \"\"",
+        ),
+        (
             "[[resolver.host.\"a.io\".mirrors]]\ninsecure = true",
             "c.toml:1: resolver.host.\"a.io\".mirrors: host is missing; it names the mirror",
         ),
@@ -164,6 +168,7 @@ fn contents_that_make_no_sense_are_refused() {
     for (text, expected) in cases {
         assert_eq!(fault(text), expected, "{text}");
     }
+    ok("[cri_keychain]\nlisten_path = ''");
     let syntax = fault("root = \"/x\"\nnoprefetch = = true\n");
     assert!(syntax.starts_with("c.toml:2: "), "{syntax}");
 }
@@ -248,7 +253,7 @@ enable_keychain = true
 kubeconfig_path = "/etc/kubernetes/snapshotter/config.conf"
 
 [cri_keychain]
-enable_keychain = false
+enable_keychain = true
 image_service_path = "/run/containerd/containerd.sock"
 listen_path = "/run/x.sock"
 
@@ -277,6 +282,7 @@ fn the_incumbents_file_is_accepted_as_it_is() {
     }
     assert_eq!(config.prefetch_size, 10 << 20);
     assert_eq!(config.blob.max_retries, 3);
+    assert_eq!(config.cri_keychain.listen_path, Path::new("/run/x.sock"));
 }
 
 #[test]
