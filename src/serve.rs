@@ -97,7 +97,8 @@ async fn serve(config: &Config, root: &Path, plane: Arc<Plane>, known: Vec<Remot
             .with_context(|| format!("mounting lazy layers under {}", root.display()))
     };
     // Readers wait for their own layer only, callers until all are back.
-    let mut restoring = Restoring::new(plane.clone(), root);
+    let absent = plane::Absent::default();
+    let mut restoring = Restoring::new(plane.clone(), root, absent.clone());
     if !known.is_empty() {
         plane.look_again();
         plane.expect_others(true);
@@ -143,7 +144,7 @@ async fn serve(config: &Config, root: &Path, plane: Arc<Plane>, known: Vec<Remot
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut server = tokio::spawn(snapshotter::service::serve(listener, snapshotter.clone(), shutdown()));
-    tokio::spawn(control::serve(control_listener, plane.clone(), snapshotter.clone(), shutdown()));
+    tokio::spawn(control::serve(control_listener, plane.clone(), snapshotter.clone(), absent, shutdown()));
     tracing::info!(address = %config.address.display(), root = %root.display(), "serving");
     // Without systemd there is nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
