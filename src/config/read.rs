@@ -137,6 +137,11 @@ pub fn parse(file: &str, text: &str) -> Result<(Config, Vec<Notice>), Fault> {
             return Err(source.fault(key.or(table).map_or(0, |(key, _)| key.span().start), text));
         }
     }
+    if keychain.enable_keychain && keychain.listen_path == keychain.image_service_path {
+        let table = tree.get_ref().iter().find(|(key, _)| key.get_ref() == "cri_keychain");
+        let text = "cri_keychain.listen_path must not be containerd's own socket (image_service_path)";
+        return Err(source.fault(table.map_or(0, |(key, _)| key.span().start), text.to_owned()));
+    }
     Ok((config, notices))
 }
 

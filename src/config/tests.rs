@@ -156,6 +156,10 @@ fn contents_that_make_no_sense_are_refused() {
             "c.toml:3: cri_keychain.listen_path must be an absolute path, but is \"\"",
         ),
         (
+            "[cri_keychain]\nenable_keychain = true\nlisten_path = '/c'\nimage_service_path = '/c'",
+            "c.toml:1: cri_keychain.listen_path must not be containerd's own socket (image_service_path)",
+        ),
+        (
             "[[resolver.host.\"a.io\".mirrors]]\ninsecure = true",
             "c.toml:1: resolver.host.\"a.io\".mirrors: host is missing; it names the mirror",
         ),

@@ -106,7 +106,6 @@ async fn join(client: UnixStream, server: UnixStream, on_pull: OnPull) {
 /// Answers the first calls with UNAVAILABLE and ends the connection, so that the client makes a new one.
 async fn refuse(client: UnixStream, containerd: &Path, error: &std::io::Error) {
     let message = format!("lazurite cannot reach containerd at {}: {error}", containerd.display());
-    tracing::warn!("{message}");
     let asked = Notify::new();
     let answer = hyper::service::service_fn(|_| {
         asked.notify_one();

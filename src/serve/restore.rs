@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fs,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, PoisonError},
     time::Duration,
 };
 
@@ -79,7 +79,7 @@ pub struct Restoring {
 }
 
 impl Restoring {
-    /// Of none so far. In `absent` is said which are not on disk any more.
+    /// Of none so far. In `absent` is said of which no layer can be shown, and why.
     pub fn new(plane: Arc<Plane>, root: &Path, absent: Absent) -> Restoring {
         Restoring { plane, root: root.to_owned(), absent, known: Vec::new(), gone: Vec::new(), last: None }
     }
@@ -141,6 +141,10 @@ async fn restore(
     absent: &Absent,
 ) -> Vec<(u64, PathBuf)> {
     let mut left = requests(plane, root, remotes);
+    let unusable = remotes.iter().filter(|remote| !left.contains_key(&remote.slot)).map(|remote| {
+        (remote.slot, "bad_labels: the snapshot's record cannot be used; the log says why".to_owned())
+    });
+    absent.lock().unwrap_or_else(PoisonError::into_inner).extend(unusable);
     tokio::spawn(plane.clone().open_local(distinct(&left)));
     let (mut restored, mut trees) = (0, Vec::new());
     while let Some((slot, request)) = next(&mut left, plane.awaited()) {

@@ -144,6 +144,13 @@ fn a_kubelet_gets_containerds_answers_through_the_daemon() {
     let version = node.runtime.block_on(version.version(VersionRequest::default())).unwrap();
     assert_eq!(version.into_inner().runtime_name, "containerd");
 
+    // So is whatever a client written in Go says.
+    let socket = node.socket();
+    let ctr =
+        ["60", "ctr", "--namespace", NAMESPACE, "--address", socket.to_str().unwrap(), "images", "ls", "-q"];
+    let listed = text(&Command::new("timeout").args(ctr).output().unwrap());
+    assert!(listed.lines().any(|line| line == reference), "{listed}");
+
     ours.remove(&reference);
     assert_eq!(theirs.status(&reference), None);
     drop((ours, theirs));
