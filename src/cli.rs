@@ -455,9 +455,9 @@ pub struct LoginCheckArgs {
 
 /// `lazurite status`
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  lazurite status\n  lazurite status --json | jq '.fallbacks.counts'\n\n\
-    What is printed after a layer is the last thing that went wrong with it, with its reason code in front. docs/OPERATIONS.md\n\
-    says what to do about each.")]
+#[command(after_help = "Examples:\n  lazurite status\n  lazurite status --json | jq '.fallbacks.counts'\n\n\
+    What is printed below a layer is the last thing that went wrong with it, with its\n\
+    reason code in front; docs/OPERATIONS.md says what to do about each.")]
 pub struct StatusArgs {
     /// Which daemon.
     #[command(flatten)]
