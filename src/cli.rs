@@ -50,6 +50,8 @@ pub enum Command {
         lazurite cache prune --unused 24h"
     )]
     Cache(CacheCommand),
+    /// Show the lazy layers, what is here of them, what went wrong, and which layers could not be lazy.
+    Status(StatusArgs),
     /// Let go of all lazy layers: attach no more, and unmount when no container uses them.
     Drain(DrainArgs),
     /// Check the kernel, the file system and the configuration of containerd or podman; say how to fix what is wrong.
@@ -451,6 +453,20 @@ pub struct LoginCheckArgs {
     #[command(flatten)]
     pub registry: RegistryArgs,
     /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `lazurite status`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  lazurite status\n  lazurite status --json | jq '.fallbacks.counts'\n\n\
+    What is printed below a layer is the last thing that went wrong with it, with its\n\
+    reason code in front; docs/OPERATIONS.md says what to do about each.")]
+pub struct StatusArgs {
+    /// Which daemon.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Print everything as JSON
     #[arg(long)]
     pub json: bool,
 }

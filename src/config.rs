@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use serde::Deserialize;
 
+use crate::containerd::DEFAULT_ADDRESS;
 use declare::{Section, Setting, Table, quoted, section};
 
 pub use convert::Prefetch;
@@ -72,6 +73,8 @@ section! {
         resolver: Resolver,
         /// Credentials.
         docker_config: DockerConfig,
+        /// The logins of pods.
+        cri_keychain: CriKeychain,
     }
 }
 
@@ -197,6 +200,19 @@ section! {
     }
 }
 
+section! {
+    /// The logins of pods (image pull secrets), which containerd does not pass on: the kubelet is pointed at a socket of
+    /// the daemon (--image-service-endpoint), which passes everything on to containerd and remembers the logins it sees.
+    "cri_keychain" => CriKeychain {
+        /// Serve that socket.
+        enable_keychain: bool = false,
+        /// Where the kubelet connects. Root's alone.
+        listen_path: PathBuf = PathBuf::from("/run/lazurite/cri.sock"),
+        /// containerd's socket. That of k3s and RKE2 is /run/k3s/containerd/containerd.sock.
+        image_service_path: PathBuf = PathBuf::from(DEFAULT_ADDRESS),
+    }
+}
+
 impl Config {
     /// Reads the file named, or the default one. A default file that does not exist is the default configuration.
     ///
@@ -221,10 +237,12 @@ impl Config {
             self.log.section(),
             self.fetch.section(),
             self.cache.section(),
+            self.health.section(),
             self.blob.section(),
             self.registry.section(),
             self.resolver.section(),
             self.docker_config.section(),
+            self.cri_keychain.section(),
         ]
     }
 }

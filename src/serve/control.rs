@@ -1,23 +1,24 @@
-//! The control socket: what the daemon says of itself, and does when asked by `lazurite cache`.
+//! The control socket: what the daemon says of itself, and does when asked by `lazurite cache`, `status` and `drain`.
 //!
 //! Beside containerd's socket, with `.control` behind its name, so that every daemon has its own. An adapter and nothing
 //! else.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use fusefs::{Evicted, Plane};
 use proto::control::control_server::{Control, ControlServer};
 use proto::control::{
-    self, DrainRequest, DrainResponse, EvictRequest, EvictResponse, Layer, ListLayersRequest,
-    ListLayersResponse, ListSlotsRequest, ListSlotsResponse, Slot, State,
+    self, DrainRequest, DrainResponse, EvictRequest, EvictResponse, Fallback, Layer, ListFallbacksRequest,
+    ListFallbacksResponse, ListLayersRequest, ListLayersResponse, ListSlotsRequest, ListSlotsResponse, Slot,
+    State,
 };
-use snapshotter::Snapshotter;
+use snapshotter::{Remote, Snapshotter};
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status};
 
-use super::plane::Port;
+use super::plane::{Absent, Port};
 
 /// The control socket of the daemon whose socket for containerd is `address`.
 pub fn address(address: &Path) -> PathBuf {
@@ -31,10 +32,11 @@ pub async fn serve(
     listener: UnixListener,
     plane: Arc<Plane>,
     snapshotter: Arc<Snapshotter<Port>>,
+    absent: Absent,
     shutdown: impl Future<Output = ()>,
 ) {
     let served = tonic::transport::Server::builder()
-        .add_service(ControlServer::new(Service { plane, snapshotter }))
+        .add_service(ControlServer::new(Service { plane, snapshotter, absent }))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown)
         .await;
     if let Err(error) = served {
@@ -45,6 +47,7 @@ pub async fn serve(
 struct Service {
     plane: Arc<Plane>,
     snapshotter: Arc<Snapshotter<Port>>,
+    absent: Absent,
 }
 
 #[tonic::async_trait]
@@ -71,12 +74,31 @@ impl Control for Service {
         let internal = |error: String| Status::internal(error);
         let remotes =
             self.snapshotter.remote_snapshots().await.map_err(|error| internal(error.to_string()))?;
+        let absent = self.absent.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let error = |slot| absent.get(&slot).cloned().unwrap_or_default();
         let slots = remotes
             .iter()
-            .map(|remote| Ok(Slot { slot: remote.slot, layer: serde_json::to_vec(&remote.request)? }))
+            .map(|&Remote { slot, ref request }| {
+                Ok(Slot { slot, layer: serde_json::to_vec(request)?, error: error(slot) })
+            })
             .collect::<Result<_, serde_json::Error>>()
             .map_err(|error| internal(error.to_string()))?;
         Ok(Response::new(ListSlotsResponse { slots }))
+    }
+
+    async fn list_fallbacks(
+        &self,
+        _: Request<ListFallbacksRequest>,
+    ) -> Result<Response<ListFallbacksResponse>, Status> {
+        let counts = self.snapshotter.fallback_counts();
+        let counts = counts.into_iter().map(|(reason, count)| (reason.to_string(), count)).collect();
+        let last = self.snapshotter.fallbacks().into_iter().map(|fallback| Fallback {
+            target: fallback.target,
+            blob_digest: fallback.layer_digest,
+            reason: fallback.error.reason.to_string(),
+            message: fallback.error.message,
+        });
+        Ok(Response::new(ListFallbacksResponse { counts, last: last.collect() }))
     }
 
     async fn evict(&self, request: Request<EvictRequest>) -> Result<Response<EvictResponse>, Status> {
@@ -101,7 +123,7 @@ impl Control for Service {
 
 fn layer((layer, slots): &(Arc<fusefs::Layer>, Vec<u64>)) -> Layer {
     let state = match (layer.graduated(), layer.is_complete()) {
-        (Some(_), _) => State::Directory,
+        (Some(_), _) => State::Graduated,
         (None, true) => State::Local,
         (None, false) => State::Lazy,
     };
