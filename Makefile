@@ -22,7 +22,7 @@ demo:
 test:
 	scripts/setup.sh build test
 	$(MAKE) --no-print-directory lint
-	if [ "$$(id -u)" = 0 ]; then tests/images/build.sh busybox torture python; fi
+	if [ "$$(id -u)" = 0 ]; then tests/images/build.sh busybox torture python && tests/support/podman5.sh; fi
 	$(CARGO) test --locked --workspace
 
 bench:

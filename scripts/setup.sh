@@ -24,6 +24,9 @@ test    docker-registry             docker-registry
 test    ctr-remote                  stargz-snapshotter
 test    skopeo                      skopeo
 test    umoci                       umoci
+test    podman                      podman
+test    conmon                      conmon
+test    crun                        crun
 test    debootstrap                 debootstrap
 test    xz                          xz-utils
 test    gpgv                        gpgv
@@ -31,6 +34,7 @@ test    /usr/share/keyrings/debian-archive-keyring.gpg  debian-archive-keyring
 test    static:busybox              busybox-static
 test    python3                     python3
 test    mount                       mount
+test    unshare                     util-linux
 bench   strace                      strace
 bench   ip                          iproute2
 bench   pip3                        python3-pip
@@ -105,11 +109,15 @@ install_packages() {
     if command -v systemctl >/dev/null; then
         for package in "$@"; do
             case $package in
-            containerd | docker-registry) as_root systemctl disable --quiet "$package" 2>/dev/null || true ;;
+            containerd | docker-registry) disable "$package" ;;
+            podman) disable podman.service podman.socket podman-restart.service \
+                podman-auto-update.service podman-auto-update.timer ;;
             esac
         done
     fi
 }
+
+disable() { as_root systemctl disable --quiet "$@" 2>/dev/null || true; }
 
 apt_install() {
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends --no-remove \

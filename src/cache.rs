@@ -101,12 +101,13 @@ async fn evict(
     Ok(if named && refusals.count() > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn state(layer: &Layer) -> &'static str {
+/// What has become of a layer, in a word.
+pub fn state(layer: &Layer) -> &'static str {
     match layer.state() {
         State::Unspecified => "unknown",
         State::Lazy => "lazy",
         State::Local => "local",
-        State::Directory => "directory",
+        State::Graduated => "graduated",
     }
 }
 

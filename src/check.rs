@@ -1,11 +1,13 @@
-//! `lazurite check`: says whether this host and its containerd are set up for lazy pulling, and how to fix what is not.
+//! `lazurite check`: says whether this host and its containerd or podman are set up for lazy pulling, and how to fix what is
+//! not.
 //!
-//! Facts are gathered at the edge ([`facts`]: files, sockets, one run of `containerd config dump`); what they mean is
-//! decided by pure functions ([`host`], [`setup`]), which tests feed with the configurations of every version and with
-//! each known trap. Changes nothing.
+//! Facts are gathered at the edge ([`facts`]: files, sockets, one run of `containerd config dump` or `podman --version`);
+//! what they mean is decided by pure functions ([`host`], [`setup`], [`podman`]), which tests feed with the configurations
+//! of every version and with each known trap. Changes nothing.
 
 mod facts;
 mod host;
+mod podman;
 mod setup;
 
 use std::fmt;
@@ -23,8 +25,14 @@ use crate::config::Config;
 ///
 /// The findings cannot be printed.
 pub async fn run(args: CheckArgs, config: Config) -> anyhow::Result<ExitCode> {
-    let mut findings = facts::host(&config).await;
-    findings.extend(facts::containerd(&args, &config).await);
+    let mut findings = facts::kernel();
+    if args.podman {
+        findings.extend(facts::registries(&config));
+        findings.extend(facts::podman().await);
+    } else {
+        findings.extend(facts::host(&config).await);
+        findings.extend(facts::containerd(&args, &config).await);
+    }
 
     let mut out = std::io::stdout();
     match args.json {

@@ -54,9 +54,11 @@ pub enum Command {
         lazurite cache prune --unused 24h"
     )]
     Cache(CacheCommand),
+    /// Show the lazy layers, what is here of them, what went wrong, and which layers could not be lazy.
+    Status(StatusArgs),
     /// Let go of all lazy layers: attach no more, and unmount when no container uses them.
     Drain(DrainArgs),
-    /// Check the kernel, the file system and containerd's configuration; say how to fix what is wrong.
+    /// Check the kernel, the file system and the configuration of containerd or podman; say how to fix what is wrong.
     Check(CheckArgs),
     /// Show or check configuration files.
     #[command(
@@ -413,7 +415,8 @@ fn parse_size(text: &str) -> Result<u64, String> {
     lazurite check\n  \
     lazurite check --json\n  \
     CONTAINERD_ADDRESS=/run/k3s/containerd/containerd.sock lazurite check \\\n    \
-    --containerd-config /var/lib/rancher/k3s/agent/etc/containerd/config.toml\n\n\
+    --containerd-config /var/lib/rancher/k3s/agent/etc/containerd/config.toml\n  \
+    lazurite check --podman\n\n\
     Exit status: 0 when nothing failed (warnings may be printed), 1 otherwise.")]
 pub struct CheckArgs {
     /// The daemon's configuration.
@@ -425,6 +428,9 @@ pub struct CheckArgs {
     /// containerd's configuration file
     #[arg(long, default_value = "/etc/containerd/config.toml", value_name = "FILE")]
     pub containerd_config: PathBuf,
+    /// Check how podman, as this user runs it, is told of the layer store, instead of the daemon and containerd
+    #[arg(long, conflicts_with = "containerd_config")]
+    pub podman: bool,
     /// Print the findings as JSON
     #[arg(long)]
     pub json: bool,
@@ -525,6 +531,20 @@ pub struct LoginCheckArgs {
     #[command(flatten)]
     pub registry: RegistryArgs,
     /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `lazurite status`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  lazurite status\n  lazurite status --json | jq '.fallbacks.counts'\n\n\
+    What is printed below a layer is the last thing that went wrong with it, with its\n\
+    reason code in front; docs/OPERATIONS.md says what to do about each.")]
+pub struct StatusArgs {
+    /// Which daemon.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Print everything as JSON
     #[arg(long)]
     pub json: bool,
 }

@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use serde::Deserialize;
 
+use crate::containerd::DEFAULT_ADDRESS;
 use declare::{Section, Setting, Table, quoted, section};
 
 pub use convert::Prefetch;
@@ -73,6 +74,8 @@ section! {
         resolver: Resolver,
         /// Credentials.
         docker_config: DockerConfig,
+        /// The logins of pods.
+        cri_keychain: CriKeychain,
         /// The additional layer store.
         store: Store,
     }
@@ -201,6 +204,19 @@ section! {
 }
 
 section! {
+    /// The logins of pods (image pull secrets), which containerd does not pass on: the kubelet is pointed at a socket of
+    /// the daemon (--image-service-endpoint), which passes everything on to containerd and remembers the logins it sees.
+    "cri_keychain" => CriKeychain {
+        /// Serve that socket.
+        enable_keychain: bool = false,
+        /// Where the kubelet connects. Root's alone.
+        listen_path: PathBuf = PathBuf::from("/run/lazurite/cri.sock"),
+        /// containerd's socket. That of k3s and RKE2 is /run/k3s/containerd/containerd.sock.
+        image_service_path: PathBuf = PathBuf::from(DEFAULT_ADDRESS),
+    }
+}
+
+section! {
     /// The additional layer store of podman, buildah and CRI-O: `lazurite store`. It has its own data and socket; all that is
     /// said above of downloads, registries and logs is true of it, too.
     "store" => Store {
@@ -240,10 +256,12 @@ impl Config {
             self.log.section(),
             self.fetch.section(),
             self.cache.section(),
+            self.health.section(),
             self.blob.section(),
             self.registry.section(),
             self.resolver.section(),
             self.docker_config.section(),
+            self.cri_keychain.section(),
             self.store.section(),
         ]
     }

@@ -20,6 +20,7 @@ mod progress;
 mod pull;
 mod serve;
 mod signals;
+mod status;
 mod store_helper;
 mod toc;
 mod transport;
@@ -140,6 +141,12 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                 writeln!(out, "{notice}")?;
             }
             writeln!(out, "{}: the daemon can start with it", file.display())?;
+        }
+        Command::Status(args) => {
+            let mut config = load(args.config.config.as_deref())?;
+            args.config.apply(&mut config);
+            log(Level::Warn, LogFormat::Text);
+            runtime()?.block_on(status::run(&args, &config))?;
         }
         Command::Drain(args) => {
             let mut config = load(args.config.config.as_deref())?;

@@ -4,6 +4,7 @@
 //! plane into the control plane. Start needs no network: layers come back from their indexes.
 
 mod control;
+mod cri;
 mod health;
 mod keeper;
 mod memory;
@@ -98,7 +99,8 @@ async fn serve(config: &Config, root: &Path, plane: Arc<Plane>, known: Vec<Remot
             .with_context(|| format!("mounting lazy layers under {}", root.display()))
     };
     // Readers wait for their own layer only, callers until all are back.
-    let mut restoring = Restoring::new(plane.clone(), root);
+    let absent = plane::Absent::default();
+    let mut restoring = Restoring::new(plane.clone(), root, absent.clone());
     if !known.is_empty() {
         plane.look_again();
         plane.expect_others(true);
@@ -106,9 +108,23 @@ async fn serve(config: &Config, root: &Path, plane: Arc<Plane>, known: Vec<Remot
         mount()?;
         restoring.begin(known);
     }
-    let listener = listen(&config.address).await?;
+    let listener = listen(&config.address, "this daemon another --address").await?;
     let control = control::address(&config.address);
-    let control_listener = listen(&control).await?;
+    let control_listener = listen(&control, "this daemon another --address").await?;
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let shutdown = || {
+        let mut stopped = stopped.clone();
+        async move {
+            let _ = stopped.wait_for(|stop| *stop).await;
+        }
+    };
+    let keychain = &config.cri_keychain;
+    if keychain.enable_keychain {
+        let listener = listen(&keychain.listen_path, "cri_keychain.listen_path another value").await?;
+        let containerd = keychain.image_service_path.clone();
+        let on_pull = Arc::new(|_: &str, _: cri::PullLogin| {});
+        tokio::spawn(cri::serve(listener, containerd, on_pull, shutdown()));
+    }
     let snapshotter = Arc::new(Snapshotter::open(settings, Arc::new(plane::Port::new(plane.clone(), root)))?);
     if let Some(graduations) = plane.graduations() {
         tokio::spawn(plane::relink(graduations, snapshotter.clone()));
@@ -129,16 +145,9 @@ async fn serve(config: &Config, root: &Path, plane: Arc<Plane>, known: Vec<Remot
 
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let (stop, stopped) = tokio::sync::watch::channel(false);
-    let shutdown = || {
-        let mut stopped = stopped.clone();
-        async move {
-            let _ = stopped.wait_for(|stop| *stop).await;
-        }
-    };
     let mut server = tokio::spawn(snapshotter::service::serve(listener, snapshotter.clone(), shutdown()));
     let role = control::Role::Snapshotter(snapshotter.clone());
-    tokio::spawn(control::serve(control_listener, plane.clone(), role, shutdown()));
+    tokio::spawn(control::serve(control_listener, plane.clone(), role, absent, shutdown()));
     tracing::info!(address = %config.address.display(), root = %root.display(), "serving");
     // Without systemd there is nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -168,6 +177,9 @@ async fn serve(config: &Config, root: &Path, plane: Arc<Plane>, known: Vec<Remot
     // The next daemon binds anew; a client must not connect to nobody.
     let _ = fs::remove_file(&config.address);
     let _ = fs::remove_file(&control);
+    if keychain.enable_keychain {
+        let _ = fs::remove_file(&keychain.listen_path);
+    }
     let left = tokio::task::spawn_blocking(move || plane.stop()).await?;
     match (failed, left) {
         // As with a stop: the next daemon goes on with the mount, and readers wait for it.
@@ -252,13 +264,14 @@ fn stop(lock: &File, holder: &str) -> anyhow::Result<bool> {
     Ok(false)
 }
 
-async fn listen(address: &Path) -> anyhow::Result<UnixListener> {
+/// Listens on a socket that is root's alone; `else_give` is what to do if somebody else does.
+async fn listen(address: &Path, else_give: &str) -> anyhow::Result<UnixListener> {
     if let Some(dir) = address.parent().filter(|d| !d.as_os_str().is_empty()) {
         fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
     }
     if address.exists() {
         if UnixStream::connect(address).await.is_ok() {
-            bail!("something already listens on {}; give this daemon another --address", address.display());
+            bail!("something already listens on {}; give {else_give}", address.display());
         }
         fs::remove_file(address)
             .with_context(|| format!("removing the stale socket {}", address.display()))?;
@@ -288,10 +301,11 @@ mod tests {
     async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let address = dir.path().join("run/lazurite.sock");
-        let live = listen(&address).await.unwrap();
-        assert!(listen(&address).await.unwrap_err().to_string().contains("already listens"));
+        let live = listen(&address, "it another").await.unwrap();
+        let error = listen(&address, "it another").await.unwrap_err().to_string();
+        assert!(error.contains("already listens") && error.ends_with("; give it another"), "{error}");
         drop(live);
-        listen(&address).await.unwrap();
+        listen(&address, "it another").await.unwrap();
         assert_eq!(fs::metadata(&address).unwrap().permissions().mode() & 0o777, 0o600);
     }
 }

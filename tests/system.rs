@@ -25,10 +25,14 @@ use support::{
     system::{self, Containerd, Cri, DockerRegistry, Form, Image, Lazurite, SNAPSHOTTER},
 };
 
+#[path = "system/cri.rs"]
+mod cri;
 #[path = "system/endurance.rs"]
 mod endurance;
 #[path = "system/hosts.rs"]
 mod hosts;
+#[path = "system/podman.rs"]
+mod podman;
 #[path = "system/store.rs"]
 mod store;
 #[path = "system/survival.rs"]
@@ -572,6 +576,60 @@ fn the_cache_is_listed_and_given_back() {
     registry.stop();
     stand.lazurite.stop();
     let nobody = cache(&["ls"]);
+    assert!(!nobody.status.success() && text(&nobody).contains("is it running?"), "{}", text(&nobody));
+}
+
+#[test]
+fn status_says_what_is_lazy_and_what_went_wrong() {
+    let config = format!("{ONLY_WHAT_IS_READ}[blob]\nmax_retries = 0\n");
+    let Some(mut stand) = Stand::new(&config) else { return };
+    let image = Image::busybox();
+    let mut open = DockerRegistry::with_images(&stand.dir.path().join("open"), &image);
+    let locked = DockerRegistry::locked(&stand.dir.path().join("locked"), &image);
+    let socket = stand.lazurite.socket();
+    let status = |args: &[&str]| {
+        let mut command = Command::new("timeout");
+        command.args(["60", BINARY, "status"]).args(args).arg("--address").arg(&socket);
+        command.output().unwrap()
+    };
+    let said = || -> Value { serde_json::from_slice(&status(&["--json"]).stdout).unwrap() };
+    assert_eq!(said(), json!({"layers": [], "fallbacks": {"counts": {}, "last": []}}));
+
+    // Who pulls has a login, the daemon has none.
+    let refused = image.reference(&locked, Form::Estargz);
+    let login = format!("{}:{}", system::LOGIN.0, system::LOGIN.1);
+    let output = stand.lazurite.pull(&stand.containerd, &["--user", &login, &refused]);
+    assert!(output.status.success(), "{}", text(&output));
+    stand.containerd.ctr_ok(&["images", "rm", "--sync", &refused]);
+    let fallbacks = &said()["fallbacks"];
+    assert_eq!(fallbacks["counts"], json!({"auth_denied": 1}), "{fallbacks:#}");
+    let message = fallbacks["last"][0]["message"].as_str().unwrap();
+    let place = format!("auth failed at host {} for repository busybox (tried: ", locked.address());
+    assert!(message.contains(&place), "{message}");
+    let table = text(&status(&[]));
+    assert!(table.contains("1  auth_denied\n") && table.contains(&place), "{table}");
+
+    let reference = image.reference(&open, Form::Estargz);
+    stand.pull(&reference);
+    let layer = &said()["layers"][0];
+    assert_eq!((&layer["state"], &layer["reference"]), (&json!("lazy"), &json!(reference)), "{layer:#}");
+    assert!(layer["local_bytes"].as_u64() < layer["content_bytes"].as_u64() && layer["error"].is_null());
+
+    // A layer that is not on disk any more, and whose registry does not answer.
+    stand.lazurite.stop();
+    fs::remove_dir_all(stand.lazurite.root().join("layers")).unwrap();
+    open.stop();
+    stand.lazurite.resume();
+    assert!(guard::eventually(LIMIT, || said()["layers"][0]["state"] == "error"), "{:#}", said());
+    let layer = &said()["layers"][0];
+    assert_eq!((&layer["error"]["reason"], &layer["reference"]), (&json!("unavailable"), &json!(reference)));
+    let table = text(&status(&[]));
+    assert!(table.contains("error") && table.contains(" unavailable: "), "{table}");
+    open.resume();
+    assert!(guard::eventually(LIMIT, || said()["layers"][0]["state"] == "lazy"), "{:#}", said());
+    assert_eq!(said()["layers"][0]["error"], Value::Null);
+    stand.lazurite.stop();
+    let nobody = status(&[]);
     assert!(!nobody.status.success() && text(&nobody).contains("is it running?"), "{}", text(&nobody));
 }
 

@@ -44,6 +44,7 @@ mod pace;
 pub mod plan;
 pub(crate) mod priority;
 mod scheduler;
+mod sweep;
 
 pub use background::{BlobDigest, Position, Step, background};
 use pace::Pace;
@@ -52,6 +53,7 @@ use plan::{Members, Request};
 pub use scheduler::Class;
 pub(crate) use scheduler::Sign;
 use scheduler::{Admission, AtStart, Beside, Scheduler};
+use sweep::{Sweep, Taker};
 
 /// Bytes that fail verification are asked for this often in all, from other hosts where there are any. More would
 /// only make a reader wait longer for the same wrong bytes.
@@ -274,6 +276,7 @@ pub struct Flights {
     /// In KiB.
     memory: Semaphore,
     streams: Mutex<ahead::Streams>,
+    sweep: Sweep,
 }
 
 impl Flights {
@@ -284,6 +287,7 @@ impl Flights {
             requests: Semaphore::new(engine.config.on_demand.max(1)),
             memory: Semaphore::new(in_flight_kib(&engine.config) as usize),
             streams: Mutex::default(),
+            sweep: Sweep::default(),
         }
     }
 }
@@ -553,8 +557,19 @@ async fn run(
     let mut avoid = None;
     let mut range = bytes;
     for attempt in 1..=VERIFY_ATTEMPTS {
-        let (served, source_name) = match download(layer, range.clone(), deadline, avoid.clone()).await {
-            Ok(served) => served,
+        let (served, source_name) = match obtain(layer, range.clone(), deadline, avoid.clone()).await {
+            Ok(Obtained::Bytes(served, source_name)) => (served, source_name),
+            Ok(Obtained::Passed) => {
+                let stored = |flight: &Flight| missing(layer, flight.member).is_empty();
+                let (stored, missed): (Vec<_>, Vec<_>) = flights.into_iter().partition(stored);
+                stored.into_iter().for_each(|flight| flight.end(Ok(Arc::default())));
+                // It broke off, or there was no room.
+                flights = missed;
+                if flights.is_empty() {
+                    return;
+                }
+                continue;
+            }
             Err(error) => return fail(layer, flights, error),
         };
         admission.take();
@@ -588,15 +603,50 @@ async fn run(
     }
 }
 
+/// How a range of the blob came.
+enum Obtained {
+    /// By a request, from the source named.
+    Bytes(Served, Arc<str>),
+    /// With all of the blob: what could be made of it is stored.
+    Passed,
+}
+
+/// Brings a range of the blob, by a request or with all of the blob if a host sends that.
+async fn obtain(
+    layer: &Arc<Layer>,
+    range: Range<u64>,
+    deadline: Instant,
+    avoid: Option<HostTag>,
+) -> Result<Obtained, FetchError> {
+    let sweep = &layer.flights().sweep;
+    let passed = sweep.passed(&range);
+    tokio::pin!(passed);
+    let error = tokio::select! {
+        () = &mut passed => return Ok(Obtained::Passed),
+        downloaded = download(layer, range.clone(), deadline, avoid) => match downloaded {
+            Ok((served, source_name)) => return Ok(Obtained::Bytes(served, source_name)),
+            Err(error) => error,
+        },
+    };
+    // No host may be left but the one that sends all of it.
+    tokio::select! {
+        biased;
+        () = passed => Ok(Obtained::Passed),
+        () = sweep.over() => Err(error),
+        () = tokio::time::sleep_until(deadline) => Err(error),
+    }
+}
+
 /// Fetches a range of the blob, and names the source it came from.
 async fn download(
-    layer: &Layer,
+    layer: &Arc<Layer>,
     range: Range<u64>,
     deadline: Instant,
     avoid: Option<HostTag>,
 ) -> Result<(Served, Arc<str>), FetchError> {
     let Engine { pace, counters, .. } = &**layer.engine();
-    let options = ReadOptions { deadline, avoid, arrived: Some(pace.arrived().clone()) };
+    let whole = Arc::new(Taker(Arc::downgrade(layer)));
+    let options = ReadOptions { deadline, avoid, arrived: Some(pace.arrived().clone()), whole: Some(whole) };
     let begun = pace.begin();
     let (start, end) = (range.start, range.end.saturating_sub(1));
     match layer.sources().read(range, &options).await {

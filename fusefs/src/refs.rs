@@ -16,9 +16,11 @@ pub mod image;
 pub mod info;
 pub mod name;
 pub mod record;
+mod state;
+mod tidy;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     fmt, io,
     ops::Range,
     path::PathBuf,
@@ -42,19 +44,11 @@ use crate::{
 };
 use blob::Blobs;
 use name::Place;
-use record::{By, Files, LayerRecord, RefRecord};
+use record::{By, Entry, Files, LayerRecord, RefRecord};
+use state::{Job, Progress, State};
 
 /// Changes of counts are written together.
 const WRITE_AFTER: Duration = Duration::from_millis(200);
-/// What a lookup has found not to be there is not looked for again for this long, and as long as that took: podman asks for each
-/// layer of an image that it has just been told is not here.
-const SETTLED: Duration = Duration::from_secs(5);
-/// How often it is seen what nobody uses any more.
-const TIDY: Duration = Duration::from_secs(60);
-/// A reference that nobody has used for this long gives back its disk: podman counts a layer's use once it has it.
-const UNUSED: Duration = Duration::from_secs(15 * 60);
-/// And one that nobody uses or has asked for in this time is forgotten.
-const FORGOTTEN: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// What a lookup is answered.
 pub enum Looked {
@@ -95,83 +89,13 @@ pub struct Refs {
     /// How long a lookup may take.
     patience: Duration,
     state: Mutex<State>,
+    /// One writes a record at a time. Taken before [`Refs::state`].
+    writing: Mutex<()>,
     /// Something has become known, or an attempt has ended.
     changed: watch::Sender<()>,
     runtime: Handle,
     /// What `info` says may be another process's way to say it.
     started: i64,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    records: HashMap<u32, RefRecord>,
-    names: HashMap<String, u32>,
-    /// The reference of each slot.
-    slots: HashMap<u32, u32>,
-    next: u32,
-    jobs: HashMap<Job, Progress>,
-    /// References to be written.
-    changed: HashSet<u32>,
-    /// TOC digests of layers that nobody used and that were given up: they are fetched again once somebody does.
-    given_up: HashSet<String>,
-}
-
-/// Something that is done once at a time.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Job {
-    /// Asking the registry where a reference leads.
-    Resolve(String),
-    /// Showing all layers of a reference under one kind of digest.
-    Show(u32, By),
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Progress {
-    Running,
-    Ended { at: Instant, took: Duration },
-}
-
-impl Progress {
-    /// Whether there is no use in doing it again yet.
-    fn is_settled(self) -> bool {
-        match self {
-            Progress::Running => true,
-            Progress::Ended { at, took } => at.elapsed() < took.max(SETTLED),
-        }
-    }
-}
-
-impl State {
-    fn enter(&mut self, record: RefRecord) {
-        self.names.insert(record.reference.clone(), record.number);
-        self.slots.extend(record.slots().map(|slot| (slot, record.number)));
-        self.records.insert(record.number, record);
-    }
-
-    /// The layer in a slot, and the digest it is named by.
-    fn layer(&self, slot: u32) -> Option<(&RefRecord, &LayerRecord, By)> {
-        let record = self.records.get(self.slots.get(&slot)?)?;
-        let (place, by) = record.in_slot(slot)?;
-        Some((record, &record.layers[place], by))
-    }
-
-    fn layer_mut(&mut self, slot: u32) -> Option<(&mut LayerRecord, By)> {
-        let record = self.records.get_mut(self.slots.get(&slot)?)?;
-        let (place, by) = record.in_slot(slot)?;
-        record.used = seconds();
-        Some((&mut record.layers[place], by))
-    }
-
-    /// The slot of the layer that a reference has under this digest.
-    fn named(&self, number: u32, digest: &str) -> Option<(u32, By)> {
-        let record = self.records.get(&number)?;
-        let (place, by) = record.find(digest)?;
-        Some((record.layers[place].entry(by).slot, by))
-    }
-
-    fn is_running(&self, job: &Job) -> bool {
-        matches!(self.jobs.get(job), Some(Progress::Running))
-    }
 }
 
 impl Refs {
@@ -185,7 +109,9 @@ impl Refs {
         let (records, next) = files.load()?;
         let mut state = State { next, ..State::default() };
         for record in records {
-            if record.uses() == 0 {
+            let entries = record.layers.iter().flat_map(|layer| [layer.by_blob, layer.by_toc]);
+            state.ready.extend(entries.filter(|entry| entry.shown).map(|entry| entry.slot));
+            if record.is_released() {
                 state.given_up.extend(record.layers.iter().map(|layer| layer.toc_digest.clone()));
             }
             state.enter(record);
@@ -197,11 +123,12 @@ impl Refs {
             files,
             patience,
             state: Mutex::new(state),
+            writing: Mutex::new(()),
             changed: watch::Sender::new(()),
             runtime: Handle::current(),
             started: i64::try_from(seconds()).unwrap_or(0),
         });
-        tokio::spawn(tidy_often(Arc::downgrade(&refs)));
+        tokio::spawn(tidy::tidy_often(Arc::downgrade(&refs)));
         Ok(refs)
     }
 
@@ -375,7 +302,7 @@ impl Refs {
 
     /// Somebody uses the layer in a slot.
     pub fn take(self: &Arc<Self>, slot: u32) {
-        self.count(slot, |uses| uses.saturating_add(1));
+        self.count(slot, Entry::take);
         let again = {
             let mut state = self.state.lock();
             let digest = state.layer(slot).map(|(_, layer, _)| layer.toc_digest.clone());
@@ -394,15 +321,15 @@ impl Refs {
         let Ok(digest) = std::str::from_utf8(digest) else { return };
         let known = self.state.lock().named(number, digest);
         if let Some((slot, _)) = known {
-            self.count(slot, |uses| uses.saturating_sub(1));
+            self.count(slot, Entry::release);
         }
     }
 
-    fn count(self: &Arc<Self>, slot: u32, change: impl Fn(u64) -> u64) {
+    fn count(self: &Arc<Self>, slot: u32, change: impl Fn(&mut Entry)) {
         let mut state = self.state.lock();
         let Some((layer, by)) = state.layer_mut(slot) else { return };
         let entry = layer.entry_mut(by);
-        entry.uses = change(entry.uses);
+        change(entry);
         tracing::debug!(slot, uses = entry.uses, "uses of a layer");
         self.write_soon(&mut state, slot);
     }
@@ -423,20 +350,25 @@ impl Refs {
 
     /// Writes what has changed. Blocking.
     pub fn flush(&self) {
-        let records: Vec<RefRecord> = {
-            let mut state = self.state.lock();
-            let changed = std::mem::take(&mut state.changed);
-            changed.iter().filter_map(|number| state.records.get(number).cloned()).collect()
-        };
-        for record in records {
-            if let Err(error) = self.files.write(&record) {
-                tracing::warn!(reference = record.reference, %error, "a reference's record cannot be written");
+        let changed = std::mem::take(&mut self.state.lock().changed);
+        for number in changed {
+            if let Err(error) = self.write(number) {
+                tracing::warn!(number, %error, "a reference's record cannot be written");
             }
         }
     }
 
+    /// Writes what is known of a reference. Blocking.
+    fn write(&self, number: u32) -> io::Result<()> {
+        let _writing = self.writing.lock();
+        let record = self.state.lock().records.get(&number).cloned();
+        record.map_or(Ok(()), |record| self.files.write(&record))
+    }
+
+    /// Whether a lookup may name a slot; waits for the disk after a start.
     fn is_shown(&self, slot: u32) -> bool {
-        self.plane.upgrade().is_some_and(|plane| plane.slots().await_slot(slot).is_some())
+        let is_ready = self.state.lock().ready.contains(&slot);
+        is_ready && self.plane.upgrade().is_some_and(|plane| plane.slots().await_slot(slot).is_some())
     }
 
     /// The number of a reference that is not known yet.
@@ -476,13 +408,14 @@ impl Refs {
     /// Waits until a slot is filled, together with the others of its reference.
     async fn show(self: Arc<Self>, number: u32, by: By, slot: u32, deadline: Instant) -> Option<u32> {
         let job = Job::Show(number, by);
-        if !self.is_in_slot(slot) {
+        if !self.is_in_slot(slot) || !self.state.lock().ready.contains(&slot) {
             self.start(job.clone(), |refs| async move { refs.show_now(number, by).await });
         }
-        self.until(&job, deadline, |_| self.is_in_slot(slot).then_some(slot)).await
+        let is_there = |state: &State| state.ready.contains(&slot) && self.is_in_slot(slot);
+        self.until(&job, deadline, |state| is_there(state).then_some(slot)).await
     }
 
-    /// [`Refs::is_shown`] without waiting for the disk.
+    /// Whether a slot is filled.
     fn is_in_slot(&self, slot: u32) -> bool {
         self.plane.upgrade().is_some_and(|plane| plane.slots().get(slot).is_some())
     }
@@ -560,7 +493,8 @@ impl Refs {
 
     /// Adds to a reference what it leads to now, on disk first. Only one job does so at a time for one reference. Blocking.
     fn add(&self, text: String, image: &manifest::ImageLayers, diff_ids: &[String]) -> io::Result<()> {
-        let (record, next) = {
+        let _writing = self.writing.lock();
+        let (mut record, next) = {
             let mut state = self.state.lock();
             let known = state.names.get(&text).and_then(|number| state.records.get(number)).cloned();
             let mut number = || {
@@ -575,10 +509,8 @@ impl Refs {
         self.files.note_next(next)?;
         self.files.write(&record)?;
         let mut state = self.state.lock();
-        let number = record.number;
         // Counts may have changed meanwhile; what is new has none.
-        let mut record = record;
-        if let Some(now) = state.records.get(&number) {
+        if let Some(now) = state.records.get(&record.number) {
             record.layers[..now.layers.len()].clone_from_slice(&now.layers);
         }
         state.enter(record);
@@ -592,10 +524,10 @@ impl Refs {
         let deadline = self.limit();
         let requests = self.state.lock().records.get(&number).map_or(Vec::new(), |r| requests(r, by));
         let Some(plane) = self.plane.upgrade() else { return };
-        let missing: Vec<_> =
-            requests.into_iter().filter(|(entry, _)| !self.is_in_slot(entry.slot)).collect();
+        let is_ready = |slot| self.is_in_slot(slot) && self.state.lock().ready.contains(&slot);
+        let missing: Vec<_> = requests.into_iter().filter(|(entry, _)| !is_ready(entry.slot)).collect();
         let opener = plane.clone();
-        let open = move |(entry, request): (record::Entry, AttachRequest)| {
+        let open = move |(entry, request): (Entry, AttachRequest)| {
             let plane = opener.clone();
             async move {
                 let opened = plane.open_ahead(&request, deadline).await;
@@ -609,7 +541,7 @@ impl Refs {
                 Err(error) => Err(error),
             };
             match attached {
-                Ok(()) => self.note_shown(&plane, entry.slot),
+                Ok(()) => self.note_shown(&plane, entry.slot).await,
                 Err(error) => tracing::warn!(
                     reference = %request.reference, layer = request.blob_digest, reason = error.reason(), %error,
                     "the layer is not shown: it is pulled instead"
@@ -618,78 +550,27 @@ impl Refs {
         }
     }
 
-    fn note_shown(self: &Arc<Self>, plane: &Plane, slot: u32) {
+    /// Notes that a slot is filled, on disk first: what a lookup has named must come back after a crash.
+    async fn note_shown(self: &Arc<Self>, plane: &Plane, slot: u32) {
         let size = plane.layer(u64::from(slot)).map(|layer| tar_size(layer.index()));
-        let mut state = self.state.lock();
-        if let Some((layer, by)) = state.layer_mut(slot) {
+        let number = {
+            let mut state = self.state.lock();
+            let Some((layer, by)) = state.layer_mut(slot) else { return };
             layer.entry_mut(by).shown = true;
             layer.estimated_size = size;
-            self.write_soon(&mut state, slot);
-        }
-        drop(state);
-        self.changed.send_replace(());
-    }
-
-    /// Gives back the disk of layers that nobody uses, and forgets references that nobody has asked for in a long time.
-    async fn tidy(self: &Arc<Self>) {
-        self.blobs.forget_unused();
-        let Some(plane) = self.plane.upgrade() else { return };
-        let job = plane.clone();
-        // Who counts wrongly and yet has it mounted keeps it.
-        let is_mounted = tokio::task::spawn_blocking(move || job.is_used()).await.unwrap_or(true);
-        let now = seconds();
-        let (unused, forgotten) = {
-            let state = self.state.lock();
-            let idle = |record: &RefRecord, limit: Duration| {
-                record.uses() == 0 && now.saturating_sub(record.used) > limit.as_secs()
-            };
-            let layers = |record: &RefRecord| -> HashSet<String> {
-                record.layers.iter().map(|layer| layer.toc_digest.clone()).collect()
-            };
-            let (unused, used): (Vec<&RefRecord>, Vec<&RefRecord>) =
-                state.records.values().partition(|record| idle(record, UNUSED));
-            let used: HashSet<String> = used.into_iter().flat_map(&layers).collect();
-            let forgotten: Vec<RefRecord> = unused
-                .iter()
-                .filter(|record| !is_mounted && idle(record, FORGOTTEN))
-                .copied()
-                .cloned()
-                .collect();
-            let unused: HashSet<String> = unused.into_iter().flat_map(layers).collect();
-            (
-                unused.difference(&used).filter_map(|digest| digest.parse().ok()).collect::<Vec<Digest>>(),
-                forgotten,
-            )
+            state.slots[&slot]
         };
-        for record in forgotten {
-            self.forget(&plane, record).await;
-        }
-        if !unused.is_empty() {
-            let evicted = tokio::task::spawn_blocking(move || plane.evict(&unused, UNUSED)).await;
-            let went = evicted.unwrap_or_default().into_iter().filter(|evicted| evicted.refused.is_none());
-            self.state.lock().given_up.extend(went.map(|evicted| evicted.digest.to_string()));
-        }
-    }
-
-    async fn forget(self: &Arc<Self>, plane: &Arc<Plane>, record: RefRecord) {
-        tracing::info!(
-            reference = record.reference,
-            "nobody has used the reference in a long time: it is forgotten"
-        );
-        {
-            let mut state = self.state.lock();
-            state.names.remove(&record.reference);
-            state.records.remove(&record.number);
-            state.changed.remove(&record.number);
-            state.slots.retain(|_, number| *number != record.number);
-        }
-        plane.forget_name(name::encode(&record.reference));
-        record.slots().for_each(|slot| plane.detach(u64::from(slot)));
         let refs = self.clone();
-        let removed = tokio::task::spawn_blocking(move || refs.files.remove(record.number)).await;
-        if let Ok(Err(error)) = removed {
-            tracing::warn!(number = record.number, %error, "a forgotten reference comes back with the next start");
+        let written = tokio::task::spawn_blocking(move || refs.write(number)).await;
+        match written.unwrap_or_else(|panic| Err(io::Error::other(panic))) {
+            Ok(()) => {
+                self.state.lock().ready.insert(slot);
+            }
+            Err(error) => {
+                tracing::warn!(slot, %error, "the layer is not shown: its record cannot be written")
+            }
         }
+        self.changed.send_replace(());
     }
 }
 
@@ -708,17 +589,8 @@ impl Drop for Ended {
     }
 }
 
-async fn tidy_often(refs: Weak<Refs>) {
-    let mut tick = tokio::time::interval(TIDY);
-    loop {
-        tick.tick().await;
-        let Some(refs) = refs.upgrade() else { return };
-        refs.tidy().await;
-    }
-}
-
 /// What the plane needs to show a reference's layers under one kind of digest, the lowest first.
-fn requests(record: &RefRecord, by: By) -> Vec<(record::Entry, AttachRequest)> {
+fn requests(record: &RefRecord, by: By) -> Vec<(Entry, AttachRequest)> {
     let Ok(reference) = record.reference.parse::<Reference>() else { return Vec::new() };
     let request = |layer: &LayerRecord| {
         let entry = *layer.entry(by);
@@ -734,7 +606,7 @@ fn requests(record: &RefRecord, by: By) -> Vec<(record::Entry, AttachRequest)> {
                 neighbours: Vec::new(),
                 prefetch_bytes: None,
                 // What nobody uses is not fetched again.
-                fill: (entry.shown && record.uses() == 0).then_some(Fill::Off),
+                fill: record.is_released().then_some(Fill::Off),
                 below: below
                     // One that is not shown is nowhere.
                     .map(|layer| Below { slot: layer.entry(by).slot.into(), dir: PathBuf::new() })

@@ -8,3 +8,16 @@
 pub mod control {
     include!("generated/lazurite.v1.rs");
 }
+
+/// Kubernetes' Container Runtime Interface, as far as Lazurite reads it.
+#[allow(missing_docs, clippy::all, clippy::unwrap_used, rust_2018_idioms, reason = "generated")]
+pub mod cri {
+    include!("generated/runtime.v1.rs");
+
+    /// Shows nothing: it is all secret.
+    impl std::fmt::Debug for AuthConfig {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("AuthConfig(hidden)")
+        }
+    }
+}

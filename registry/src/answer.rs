@@ -1,7 +1,7 @@
 //! What the head of an answer claims about a range, checked before a byte is believed. Pure.
 //!
 //! A 206 must be for the range asked for or a beginning of it (servers may cap their answers), of a blob of
-//! the known size. A 200 is the whole blob: its beginning may be skipped when that is cheap. Formats: RFC
+//! the known size. A 200 is the whole blob; whether its beginning is skipped is up to the caller. Formats: RFC
 //! 9110, sections 14.4 and 15.3.7.
 
 use crate::retry::Cause;
@@ -53,9 +53,6 @@ pub(crate) fn check(
             let total =
                 headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
             check_size(total, range, known)?;
-            if range.start > SKIP_LIMIT {
-                return Err(Cause::RangeIgnored);
-            }
             let whole = range.start == 0 && known.or(total) == Some(range.end);
             Ok(Plan { skip: range.start, take: range.end - range.start, total, range_ignored: !whole })
         }
@@ -176,8 +173,6 @@ mod tests {
         assert_eq!(answer(200, None, 0..10, None), plan(0, 10, None, true));
         assert!(matches!(answer(200, length("99"), 0..10, Some(100)), Err(Cause::Nonsense(_))));
         assert!(matches!(answer(200, length("5"), 0..10, None), Err(Cause::OutOfBounds { size: 5, .. })));
-        let deep = SKIP_LIMIT + 1;
-        assert_eq!(answer(200, None, deep..deep + 1, Some(deep + 9)), Err(Cause::RangeIgnored));
     }
 
     #[test]

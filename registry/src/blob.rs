@@ -4,7 +4,7 @@ use crate::exchange::Exchange;
 use crate::fetch::Want;
 use crate::source::{Name, Source};
 use crate::stream::{BlobStream, StreamOptions};
-use crate::{Error, HostTag};
+use crate::{Error, HostTag, TakeWhole};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::fmt;
@@ -33,12 +33,14 @@ pub struct ReadOptions {
     pub avoid: Option<HostTag>,
     /// Grows by the bytes that arrive, as they arrive.
     pub arrived: Option<Arc<AtomicU64>>,
+    /// Gets the answer of a host that sends all of the blob.
+    pub whole: Option<Arc<dyn TakeWhole>>,
 }
 
 impl ReadOptions {
     /// With a deadline and nothing else.
     pub fn until(deadline: Instant) -> ReadOptions {
-        ReadOptions { deadline, avoid: None, arrived: None }
+        ReadOptions { deadline, avoid: None, arrived: None, whole: None }
     }
 }
 
@@ -100,7 +102,8 @@ impl Blob {
         if length == 0 {
             return Ok(Served { bytes: Bytes::new(), host: self.first_host() });
         }
-        let want = Want::Range { range, arrived: options.arrived.as_deref() };
+        let (arrived, whole) = (options.arrived.as_deref(), options.whole.as_deref());
+        let want = Want::Range { range, arrived, whole };
         loop {
             let source = self.current()?;
             let fetched = self.exchange.fetch(&source, &want, options.deadline, options.avoid.as_ref()).await;

@@ -48,7 +48,7 @@ pub(crate) struct Visit<'a> {
 impl<'a> Visit<'a> {
     /// The URL of an object in the job's repository at this host.
     pub(crate) fn url(&self, name: &Name) -> SignedUrl {
-        self.job.source.url(self.endpoint(), name)
+        self.job.source.url(self.index, name)
     }
 
     pub(crate) fn endpoint(&self) -> &'a Endpoint {
@@ -57,7 +57,11 @@ impl<'a> Visit<'a> {
 
     fn site(&self) -> Site<'a> {
         let source = self.job.source;
-        Site { endpoint: self.endpoint(), repository: &source.repository, access: &source.access }
+        Site {
+            endpoint: self.endpoint(),
+            repository: source.repository_at(self.index),
+            access: &source.access,
+        }
     }
 
     /// The time this host may keep us waiting from now on.

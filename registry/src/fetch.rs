@@ -6,7 +6,7 @@
 //! [`answer`].
 
 use crate::Error;
-use crate::answer;
+use crate::answer::{self, SKIP_LIMIT};
 use crate::digest::Digest;
 use crate::exchange::{Arrival, Ask, Exchange, Job, Visit};
 use crate::hosts::HostTag;
@@ -14,6 +14,7 @@ use crate::retry::{Cause, Verdict, classify};
 use crate::secret::SignedUrl;
 use crate::source::Source;
 use crate::transport;
+use crate::whole::{TakeWhole, Whole};
 use bytes::{Bytes, BytesMut};
 use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, RANGE};
 use reqwest::{Method, Response, StatusCode};
@@ -23,8 +24,8 @@ use tokio::time::Instant;
 
 /// How much of the object is wanted.
 pub(crate) enum Want<'a> {
-    /// These bytes, counted as they arrive.
-    Range { range: Range<u64>, arrived: Option<&'a AtomicU64> },
+    /// These bytes, counted as they arrive. Who sends all of them instead may do so to `whole`.
+    Range { range: Range<u64>, arrived: Option<&'a AtomicU64>, whole: Option<&'a dyn TakeWhole> },
     /// All of it, in one of the media types of `accept`, with this digest.
     Whole { limit: u64, accept: Option<&'static str>, digest: Option<&'a Digest> },
 }
@@ -84,7 +85,7 @@ impl Exchange {
         partial: &mut Partial,
     ) -> Result<Delivery, Cause> {
         let host = visit.endpoint().tag.clone();
-        let (range, arrived) = match want {
+        let (range, arrived, taker) = match want {
             Want::Whole { limit, accept, digest } => {
                 let (bytes, media_type) = self.whole(visit, *limit, *accept).await?;
                 if let Some(digest) = digest {
@@ -92,14 +93,14 @@ impl Exchange {
                 }
                 return Ok(Delivery { bytes, host, media_type });
             }
-            Want::Range { range, arrived } => (range, *arrived),
+            Want::Range { range, arrived, whole } => (range, *arrived, *whole),
         };
         if partial.owner != visit.index {
             *partial = Partial { owner: visit.index, bytes: BytesMut::new() };
         }
         for resumed in 0.. {
             let before = partial.bytes.len();
-            match self.range(visit, range, arrived, &mut partial.bytes).await {
+            match self.range(visit, range, (arrived, taker), &mut partial.bytes).await {
                 Ok(()) => break,
                 // Only a host that makes progress is asked again at once.
                 Err(cause) if cause.is_final() || partial.bytes.len() == before => return Err(cause),
@@ -121,7 +122,7 @@ impl Exchange {
         &self,
         visit: Visit<'_>,
         range: &Range<u64>,
-        arrived: Option<&AtomicU64>,
+        (arrived, taker): (Option<&AtomicU64>, Option<&dyn TakeWhole>),
         have: &mut BytesMut,
     ) -> Result<(), Cause> {
         let rest = range.start + have.len() as u64..range.end;
@@ -130,6 +131,19 @@ impl Exchange {
         let source = visit.job.source;
         let known = source.size();
         let plan = answer::check(response.status(), response.headers(), &rest, known)?;
+        let total = plan.total.or(known).filter(|_| plan.range_ignored);
+        if let (Some(taker), Some(total)) = (taker, total) {
+            let (idle, host) = (self.config.idle_timeout, &visit.endpoint().tag);
+            let named = (source.to_string(), source.repository.as_str());
+            let whole = Whole::new(response, &self.transport, idle, total, host, named);
+            match taker.take_whole(whole) {
+                Ok(()) => return Err(Cause::RangeIgnored),
+                Err(whole) => response = whole.into_response(),
+            }
+        }
+        if plan.skip > SKIP_LIMIT {
+            return Err(Cause::RangeIgnored);
+        }
         if let Some(total) = plan.total {
             source.learn_size(total);
         }

@@ -7,7 +7,7 @@
 
 use crate::Error;
 use crate::config::{Config, HostConfig};
-use crate::origin::{Capability, HostSettings, OriginHosts, add_header};
+use crate::origin::{Capability, HostSettings, OriginHosts, Rewrites, add_header};
 use crate::reference::check_host;
 use crate::retry;
 use crate::tls::TlsSettings;
@@ -28,9 +28,9 @@ const BENCH_MIN: Duration = Duration::from_secs(5);
 const BENCH_MAX: Duration = Duration::from_secs(120);
 /// A `Retry-After` is honoured up to here: a host's mistake must not silence it for a day.
 const HOLD_MAX: Duration = Duration::from_secs(300);
-/// How long a host that ignored a range is asked after the others. A pull-through cache recovers once it
-/// holds the blob.
-const WHOLE_ONLY_FOR: Duration = Duration::from_secs(600);
+/// How long a host that ignored a range is asked after the others. A pull-through cache does so only until it holds the
+/// blob, and has others that it holds.
+const WHOLE_ONLY_FOR: Duration = Duration::from_secs(60);
 
 /// Names a host that served bytes: `host` or `host:port`, without credentials or query.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -70,6 +70,8 @@ pub(crate) struct Endpoint {
     /// The name credentials are kept under: the host's, or the origin's as references write it.
     pub(crate) login: String,
     pub(crate) tls: Option<Arc<TlsSettings>>,
+    /// What it calls repositories.
+    pub(crate) rewrites: Rewrites,
     /// Built when first needed.
     pub(crate) clients: Arc<Clients>,
 }
@@ -85,6 +87,7 @@ impl PartialEq for Endpoint {
             && self.first_byte_timeout == other.first_byte_timeout
             && self.login == other.login
             && self.tls == other.tls
+            && self.rewrites == other.rewrites
     }
 }
 
@@ -214,6 +217,7 @@ fn endpoint(origin: &str, tag: HostTag, base: Url, config: &Config) -> Endpoint 
         first_byte_timeout: config.first_byte_timeout,
         login: if itself { origin.to_owned() } else { tag.to_string() },
         tls: None,
+        rewrites: Rewrites::default(),
         clients: Arc::default(),
         tag,
         base,
@@ -234,6 +238,7 @@ fn set(endpoint: Endpoint, settings: &HostSettings) -> Endpoint {
         headers: settings.headers.clone(),
         dial_timeout: settings.dial_timeout.unwrap_or(endpoint.dial_timeout),
         tls: settings.tls.clone(),
+        rewrites: settings.rewrites.clone(),
         ..endpoint
     }
 }

@@ -40,6 +40,7 @@ mod stream;
 mod tls;
 mod transport;
 mod upload;
+mod whole;
 
 pub use blob::{Blob, MAX_READ, ReadOptions, Served};
 pub use client::{Login, LoginKind, ManifestBytes, Registry};
@@ -52,3 +53,4 @@ pub use reference::Reference;
 pub use stream::{BlobStream, StreamOptions};
 pub use tls::{TlsSettings, Verification};
 pub use upload::{Upload, UploadOptions};
+pub use whole::{TakeWhole, Whole};

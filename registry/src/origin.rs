@@ -6,6 +6,7 @@
 //! asked follows in `hosts`.
 
 use crate::Error;
+use crate::reference::check_repository;
 use crate::tls::TlsSettings;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use std::fmt;
@@ -69,11 +70,19 @@ pub struct HostSettings {
     pub(crate) headers: HeaderMap,
     pub(crate) tls: Option<Arc<TlsSettings>>,
     pub(crate) dial_timeout: Option<Duration>,
+    pub(crate) rewrites: Rewrites,
 }
 
 impl Default for HostSettings {
     fn default() -> Self {
-        Self { base: None, capabilities: [true; 3], headers: HeaderMap::new(), tls: None, dial_timeout: None }
+        Self {
+            base: None,
+            capabilities: [true; 3],
+            headers: HeaderMap::new(),
+            tls: None,
+            dial_timeout: None,
+            rewrites: Rewrites::default(),
+        }
     }
 }
 
@@ -142,6 +151,55 @@ impl HostSettings {
     pub fn set_dial_timeout(&mut self, limit: Duration) {
         self.dial_timeout = Some(limit.min(crate::config::LONGEST));
     }
+
+    /// Asks for repositories whose names match `pattern` under the name that `replacement` makes of it: a regular expression
+    /// without look-around, and `$1` for its first group. The first of several that changes the name counts.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] for what is no regular expression.
+    pub fn add_rewrite(&mut self, pattern: &str, replacement: &str) -> Result<(), Error> {
+        let compiled = regex::Regex::new(pattern).map_err(|error| Error::Config {
+            key: format!("rewrite {pattern:?}"),
+            why: error
+                .to_string()
+                .lines()
+                .last()
+                .unwrap_or_default()
+                .trim_start_matches("error: ")
+                .to_owned(),
+        })?;
+        let replacement = replacement.to_owned();
+        self.rewrites.0.push(Rewrite { pattern: compiled, replacement });
+        Ok(())
+    }
+}
+
+/// What a host calls repositories.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Rewrites(Vec<Rewrite>);
+
+#[derive(Debug, Clone)]
+struct Rewrite {
+    pattern: regex::Regex,
+    replacement: String,
+}
+
+impl PartialEq for Rewrite {
+    fn eq(&self, other: &Self) -> bool {
+        (self.pattern.as_str(), &self.replacement) == (other.pattern.as_str(), &other.replacement)
+    }
+}
+
+impl Rewrites {
+    /// The host's name for a repository: its own if no rule changes it, or makes of it what no repository is called.
+    pub(crate) fn apply(&self, repository: &str) -> String {
+        let renamed = self.0.iter().find_map(|Rewrite { pattern, replacement }| {
+            let renamed = pattern.replace_all(repository, replacement.as_str());
+            (renamed != repository).then(|| renamed.trim_matches('/').to_owned())
+        });
+        renamed.filter(|name| check_repository(name).is_ok()).unwrap_or_else(|| repository.to_owned())
+    }
 }
 
 impl fmt::Debug for HostSettings {
@@ -154,6 +212,7 @@ impl fmt::Debug for HostSettings {
             .field("headers", &names)
             .field("tls", &self.tls)
             .field("dial_timeout", &self.dial_timeout)
+            .field("rewrites", &self.rewrites)
             .finish()
     }
 }
@@ -204,6 +263,26 @@ mod tests {
             let settings = HostSettings::at(url, root).unwrap();
             assert_eq!(settings.base.unwrap().as_str(), expected, "{url}");
         }
+    }
+
+    #[test]
+    fn names_of_repositories() {
+        for (rules, name, expected) in [
+            (&[][..], "a/b", "a/b"),
+            (&[("^library/alpine$", "my-org/alpine")], "library/alpine", "my-org/alpine"),
+            (&[("^library/alpine$", "my-org/alpine")], "library/alpine2", "library/alpine2"),
+            (&[("^rancher/(.*)", "mirror/rancher-$1")], "rancher/pause", "mirror/rancher-pause"),
+            (&[("^x", "y"), ("(.*)", "hub/$1"), ("(.*)", "other")], "a/b", "hub/a/b"),
+            (&[("^(.*)$", "/team/proxy/$1")], "a/b", "team/proxy/a/b"),
+            (&[("^(.*)$", "../$1")], "a/b", "a/b"),
+            (&[("^(.*)$", "UPPER/$1")], "a/b", "a/b"),
+        ] {
+            let mut settings = HostSettings::default();
+            rules.iter().for_each(|(pattern, name)| settings.add_rewrite(pattern, name).unwrap());
+            assert_eq!(settings.rewrites.apply(name), expected, "{rules:?}");
+        }
+        let error = HostSettings::default().add_rewrite("^(?!a)", "b").unwrap_err().to_string();
+        assert!(error.contains("look-around"), "{error}");
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub(crate) struct Source {
     /// What the endpoints were made from, as far as it may change.
     hosts: Option<Arc<OriginHosts>>,
     pub(crate) endpoints: Vec<Endpoint>,
+    /// What the repository is called at each.
+    repositories: Vec<String>,
     /// One per endpoint.
     routes: Mutex<Vec<Route>>,
     /// The size in bytes the caller gave.
@@ -89,6 +91,7 @@ impl Source {
         let hosts = config.hosts_now(reference.host());
         let endpoints = hosts::endpoints(reference.host(), config, hosts.as_deref(), wanted(&name, &access))?;
         let routes = Mutex::new(endpoints.iter().map(|_| Route::default()).collect());
+        let repositories = repositories(&endpoints, reference.repository());
         Ok(Self {
             origin: reference.host().to_owned(),
             repository: reference.repository().to_owned(),
@@ -96,6 +99,7 @@ impl Source {
             name,
             hosts,
             endpoints,
+            repositories,
             routes,
             given_size,
             learnt_size: Mutex::default(),
@@ -141,6 +145,7 @@ impl Source {
             access: self.access.clone(),
             name: self.name.clone(),
             hosts: Some(hosts),
+            repositories: repositories(&endpoints, &self.repository),
             endpoints,
             routes,
             given_size: self.given_size,
@@ -170,13 +175,19 @@ impl Source {
 
     /// The URL at a host of an object in this repository. Repository and name were validated: neither leaves
     /// its place.
-    pub(crate) fn url(&self, endpoint: &Endpoint, name: &Name) -> SignedUrl {
+    pub(crate) fn url(&self, index: usize, name: &Name) -> SignedUrl {
         let (kind, name) = match name {
             Name::Blob(digest) => ("blobs", digest.as_str()),
             Name::Manifest(name) => ("manifests", name.as_str()),
             Name::Upload => ("blobs", "uploads/"),
         };
-        SignedUrl::new(endpoint.url(format_args!("{}/{kind}/{name}", self.repository)))
+        let repository = self.repository_at(index);
+        SignedUrl::new(self.endpoints[index].url(format_args!("{repository}/{kind}/{name}")))
+    }
+
+    /// What the repository is called at a host.
+    pub(crate) fn repository_at(&self, index: usize) -> &str {
+        &self.repositories[index]
     }
 
     /// Where the last redirect of this host led, if that is fresh.
@@ -217,6 +228,10 @@ impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} of {}/{}", self.name, self.origin, self.repository)
     }
+}
+
+fn repositories(endpoints: &[Endpoint], repository: &str) -> Vec<String> {
+    endpoints.iter().map(|endpoint| endpoint.rewrites.apply(repository)).collect()
 }
 
 /// What a host must be capable of to be asked.

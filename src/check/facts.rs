@@ -1,5 +1,7 @@
-//! Gathering what [`super::host`] and [`super::setup`] judge: files, the file system, sockets, and one run of containerd's
-//! own binary. Every wait is bounded; what cannot be had becomes a finding.
+//! Gathering what [`super::host`], [`super::setup`] and [`super::podman`] judge: files, the file system, sockets, and one run
+//! of containerd's or podman's own binary. Every wait is bounded; what cannot be had becomes a finding.
+
+mod podman;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,16 +22,22 @@ use crate::config::{Config, line_of};
 use crate::containerd::{Containerd, connect, said};
 use crate::hosts;
 
+pub use podman::podman;
+
 /// Nothing asked here takes long in a daemon that is well.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What the host has to offer, and whether our own daemon answers.
-pub async fn host(config: &Config) -> Vec<Finding> {
+/// What the kernel has to offer.
+pub fn kernel() -> Vec<Finding> {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let fuse = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse");
     let filesystems = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    let mut findings =
-        vec![host::kernel(&release), host::fuse(fuse.as_ref().map(drop)), host::overlay(&filesystems)];
+    vec![host::kernel(&release), host::fuse(fuse.as_ref().map(drop)), host::overlay(&filesystems)]
+}
+
+/// The disk for layers, what is set for registries, and whether our own daemon answers.
+pub async fn host(config: &Config) -> Vec<Finding> {
+    let mut findings = Vec::new();
     match filesystem(&config.root) {
         Ok((magic, free, total)) => {
             findings.push(host::filesystem(&config.root, magic));
@@ -37,10 +45,15 @@ pub async fn host(config: &Config) -> Vec<Finding> {
         }
         Err(error) => findings.push(host::no_filesystem(&config.root, &error)),
     }
-    let (read, faults) = hosts::faults(&config.registry.config_path.0);
-    findings.extend(host::registries(read, &faults));
+    findings.extend(registries(config));
     findings.push(daemon(&config.address).await);
     findings
+}
+
+/// What is set for registries.
+pub fn registries(config: &Config) -> Option<Finding> {
+    let (read, faults) = hosts::faults(&config.registry.config_path.0);
+    host::registries(read, &faults)
 }
 
 /// Magic number, free and total bytes of the file system that holds `root` or will hold it.
@@ -148,7 +161,7 @@ async fn bounded<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, 
     tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(|_| late())
 }
 
-/// containerd's configuration file; `None` if there is none.
+/// A configuration file; `None` if there is none.
 fn read(path: &Path) -> Result<Option<Table>, String> {
     match std::fs::read_to_string(path) {
         Ok(text) => {

@@ -55,7 +55,7 @@ pub fn fuse(opened: Result<(), &io::Error>) -> Finding {
             subject,
             format!("cannot be opened: {error}"),
             match error.kind() {
-                io::ErrorKind::PermissionDenied => "Run as root.",
+                io::ErrorKind::PermissionDenied => "Run as root; for rootless podman: chmod 666 /dev/fuse",
                 _ => "modprobe fuse\nIn a container, pass the device in (--device /dev/fuse).",
             },
         ),
@@ -191,7 +191,10 @@ mod tests {
     fn devices_and_filesystems() {
         assert_eq!(fuse(Ok(())).verdict, Fine);
         let denied = fuse(Err(&io::Error::from(io::ErrorKind::PermissionDenied)));
-        assert_eq!((denied.verdict, denied.fix.as_deref()), (Fail, Some("Run as root.")));
+        assert_eq!(
+            (denied.verdict, denied.fix.as_deref()),
+            (Fail, Some("Run as root; for rootless podman: chmod 666 /dev/fuse"))
+        );
         assert!(fuse(Err(&io::Error::from(io::ErrorKind::NotFound))).fix.unwrap().contains("modprobe fuse"));
 
         assert_eq!(overlay("nodev\tproc\n\text4\nnodev\toverlay\n").verdict, Fine);

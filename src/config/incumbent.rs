@@ -46,9 +46,6 @@ pub const IGNORED: &[(&str, &str)] = &[
     ),
     ("kubeconfig_keychain.enable_keychain", "not yet; logins come from the docker configuration file"),
     ("kubeconfig_keychain.kubeconfig_path", "not yet"),
-    ("cri_keychain.enable_keychain", "not yet; logins come from the docker configuration file"),
-    ("cri_keychain.image_service_path", "not yet"),
-    ("cri_keychain.listen_path", "not yet"),
     (
         "fuse_manager.enable",
         "not yet: containers that were started on a layer still lazy need the daemon they were started with",

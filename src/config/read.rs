@@ -120,13 +120,27 @@ pub fn parse(file: &str, text: &str) -> Result<(Config, Vec<Notice>), Fault> {
         let text = format!("registry.config_path must name absolute paths, but has {found}");
         return Err(source.fault(table.map_or(0, |(_, table)| table.span().start), text));
     }
-    for (path, value) in [("root", &config.root), ("address", &config.address)] {
+    let keychain = &config.cri_keychain;
+    let sockets = [
+        ("cri_keychain.listen_path", &keychain.listen_path),
+        ("cri_keychain.image_service_path", &keychain.image_service_path),
+    ];
+    let sockets = sockets.into_iter().filter(|_| keychain.enable_keychain);
+    for (path, value) in [("root", &config.root), ("address", &config.address)].into_iter().chain(sockets) {
         if !value.is_absolute() {
-            let at = tree.get_ref().iter().find(|(key, _)| key.get_ref() == path);
+            let (table, key) = path.split_once('.').unwrap_or((path, ""));
+            let table = tree.get_ref().iter().find(|(name, _)| name.get_ref() == table);
+            let inner = table.and_then(|(_, value)| value.get_ref().as_table());
+            let key = inner.and_then(|inner| inner.iter().find(|(name, _)| name.get_ref() == key));
             let text =
                 format!("{path} must be an absolute path, but is {}", quoted(&value.display().to_string()));
-            return Err(source.fault(at.map_or(0, |(key, _)| key.span().start), text));
+            return Err(source.fault(key.or(table).map_or(0, |(key, _)| key.span().start), text));
         }
+    }
+    if keychain.enable_keychain && keychain.listen_path == keychain.image_service_path {
+        let table = tree.get_ref().iter().find(|(key, _)| key.get_ref() == "cri_keychain");
+        let text = "cri_keychain.listen_path must not be containerd's own socket (image_service_path)";
+        return Err(source.fault(table.map_or(0, |(key, _)| key.span().start), text.to_owned()));
     }
     Ok((config, notices))
 }

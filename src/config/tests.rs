@@ -152,6 +152,14 @@ fn contents_that_make_no_sense_are_refused() {
     let cases = [
         ("a = 1\nroot = 'var/lib'", "c.toml:2: root must be an absolute path, but is \"var/lib\""),
         (
+            "[cri_keychain]\nenable_keychain = true\nlisten_path = ''",
+            "c.toml:3: cri_keychain.listen_path must be an absolute path, but is \"\"",
+        ),
+        (
+            "[cri_keychain]\nenable_keychain = true\nlisten_path = '/c'\nimage_service_path = '/c'",
+            "c.toml:1: cri_keychain.listen_path must not be containerd's own socket (image_service_path)",
+        ),
+        (
             "[[resolver.host.\"a.io\".mirrors]]\ninsecure = true",
             "c.toml:1: resolver.host.\"a.io\".mirrors: host is missing; it names the mirror",
         ),
@@ -164,6 +172,7 @@ fn contents_that_make_no_sense_are_refused() {
     for (text, expected) in cases {
         assert_eq!(fault(text), expected, "{text}");
     }
+    ok("[cri_keychain]\nlisten_path = ''");
     let syntax = fault("root = \"/x\"\nnoprefetch = = true\n");
     assert!(syntax.starts_with("c.toml:2: "), "{syntax}");
 }
@@ -248,7 +257,7 @@ enable_keychain = true
 kubeconfig_path = "/etc/kubernetes/snapshotter/config.conf"
 
 [cri_keychain]
-enable_keychain = false
+enable_keychain = true
 image_service_path = "/run/containerd/containerd.sock"
 listen_path = "/run/x.sock"
 
@@ -277,6 +286,7 @@ fn the_incumbents_file_is_accepted_as_it_is() {
     }
     assert_eq!(config.prefetch_size, 10 << 20);
     assert_eq!(config.blob.max_retries, 3);
+    assert_eq!(config.cri_keychain.listen_path, Path::new("/run/x.sock"));
 }
 
 #[test]

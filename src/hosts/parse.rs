@@ -47,8 +47,8 @@ pub struct Named {
 
 /// Keys of the file's top, and of each host.
 const TOP: [&str; 2] = ["server", "host"];
-const KEYS: [&str; 7] =
-    ["capabilities", "ca", "client", "skip_verify", "header", "override_path", "dial_timeout"];
+const KEYS: [&str; 8] =
+    ["capabilities", "ca", "client", "skip_verify", "header", "override_path", "dial_timeout", "rewrite"];
 
 /// Reads `text`; `file` is only used in messages.
 ///
@@ -154,10 +154,8 @@ impl Reader<'_> {
                 }
                 "header" => self.headers(value, &here, &mut found.settings)?,
                 "override_path" => {}
-                "rewrite" => {
-                    let what = format!("{here} is k3s' own and not followed: names stay as they are");
-                    self.notices.push(Notice::at(self.file, self.text, key.span().start, what));
-                }
+                // Of the containerd that comes with k3s and RKE2.
+                "rewrite" if named => self.rewrites(value, &here, &mut found.settings)?,
                 "dial_timeout" => {
                     let text = self.string(value, &here)?;
                     if !text.is_empty() {
@@ -247,6 +245,19 @@ impl Reader<'_> {
                 let added = settings.add_header(name.get_ref(), text);
                 added.map_err(|error| self.fault(at, format!("{here}: {}", why(&error))))?;
             }
+        }
+        Ok(())
+    }
+
+    fn rewrites(&self, value: &Value<'_>, here: &str, settings: &mut HostSettings) -> Result<(), Fault> {
+        let table = value.get_ref().as_table();
+        let table = table.ok_or_else(|| self.wrong(value, here, "a table"))?;
+        let mut rules: Vec<_> = table.iter().collect();
+        rules.sort_by_key(|(pattern, _)| pattern.span().start);
+        for (pattern, replacement) in rules {
+            let here = join(here, &format!("{:?}", pattern.get_ref()));
+            let added = settings.add_rewrite(pattern.get_ref(), self.string(replacement, &here)?);
+            added.map_err(|error| self.fault(pattern.span().start, format!("{here}: {}", why(&error))))?;
         }
         Ok(())
     }

@@ -1,23 +1,25 @@
-//! The control socket: what the daemon says of itself, and does when asked by `lazurite cache`.
+//! The control socket: what the daemon says of itself, and does when asked by `lazurite cache`, `status` and `drain`.
 //!
 //! Beside containerd's socket, with `.control` behind its name, so that every daemon has its own. An adapter and nothing
 //! else.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use fusefs::{Evicted, Plane, Refs};
 use proto::control::control_server::{Control, ControlServer};
 use proto::control::{
-    self, DrainRequest, DrainResponse, EvictRequest, EvictResponse, Layer, ListLayersRequest,
-    ListLayersResponse, ListSlotsRequest, ListSlotsResponse, LoginRequest, LoginResponse, Slot, State,
+    self, DrainRequest, DrainResponse, EvictRequest, EvictResponse, Fallback, Layer, ListFallbacksRequest,
+    ListFallbacksResponse, ListLayersRequest, ListLayersResponse, ListSlotsRequest, ListSlotsResponse,
+    LoginRequest, LoginResponse, Slot, State,
 };
-use snapshotter::Snapshotter;
+use snapshotter::{Remote, Snapshotter};
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status};
 
-use super::plane::Port;
+use super::cri::{OnPull, PullLogin};
+use super::plane::{Absent, Port};
 
 /// The control socket of the daemon whose socket for containerd is `address`.
 pub fn address(address: &Path) -> PathBuf {
@@ -31,20 +33,7 @@ pub enum Role {
     /// The snapshotter's.
     Snapshotter(Arc<Snapshotter<Port>>),
     /// The additional layer store's, with who is told of logins.
-    Store(Arc<Refs>, OnLogin),
-}
-
-/// Is told of a reference and a login for it.
-pub type OnLogin = Box<dyn Fn(&str, Login) + Send + Sync>;
-
-/// A login as podman has it. Empty fields are not given.
-pub struct Login {
-    /// The user's name.
-    pub username: String,
-    /// The user's password.
-    pub password: String,
-    /// A refresh token, instead of both.
-    pub identity_token: String,
+    Store(Arc<Refs>, OnPull),
 }
 
 /// Serves until `shutdown` is ready.
@@ -52,10 +41,11 @@ pub async fn serve(
     listener: UnixListener,
     plane: Arc<Plane>,
     role: Role,
+    absent: Absent,
     shutdown: impl Future<Output = ()>,
 ) {
     let served = tonic::transport::Server::builder()
-        .add_service(ControlServer::new(Service { plane, role }))
+        .add_service(ControlServer::new(Service { plane, role, absent }))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown)
         .await;
     if let Err(error) = served {
@@ -66,6 +56,7 @@ pub async fn serve(
 struct Service {
     plane: Arc<Plane>,
     role: Role,
+    absent: Absent,
 }
 
 #[tonic::async_trait]
@@ -91,27 +82,50 @@ impl Control for Service {
     async fn list_slots(&self, _: Request<ListSlotsRequest>) -> Result<Response<ListSlotsResponse>, Status> {
         let internal = |error: String| Status::internal(error);
         let Role::Snapshotter(snapshotter) = &self.role else {
-            return Err(Status::unimplemented("a store keeps its slots in its records"));
+            // It keeps what it shows by references, in its own records.
+            return Ok(Response::new(ListSlotsResponse::default()));
         };
         let remotes = snapshotter.remote_snapshots().await.map_err(|error| internal(error.to_string()))?;
+        let absent = self.absent.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let error = |slot| absent.get(&slot).cloned().unwrap_or_default();
         let slots = remotes
             .iter()
-            .map(|remote| Ok(Slot { slot: remote.slot, layer: serde_json::to_vec(&remote.request)? }))
+            .map(|&Remote { slot, ref request }| {
+                Ok(Slot { slot, layer: serde_json::to_vec(request)?, error: error(slot) })
+            })
             .collect::<Result<_, serde_json::Error>>()
             .map_err(|error| internal(error.to_string()))?;
         Ok(Response::new(ListSlotsResponse { slots }))
     }
 
     async fn login(&self, request: Request<LoginRequest>) -> Result<Response<LoginResponse>, Status> {
-        let Role::Store(refs, on_login) = &self.role else {
+        let Role::Store(refs, on_pull) = &self.role else {
             return Err(Status::unimplemented("the snapshotter has its logins from elsewhere"));
         };
         let LoginRequest { reference, username, password, identity_token } = request.into_inner();
         let parsed: Result<registry::Reference, _> = reference.parse();
         parsed.map_err(|error| Status::invalid_argument(error.to_string()))?;
-        on_login(&reference, Login { username, password, identity_token });
+        on_pull(&reference, PullLogin { username, password, identity_token, ..PullLogin::default() });
         refs.try_again(&reference);
         Ok(Response::new(LoginResponse {}))
+    }
+
+    async fn list_fallbacks(
+        &self,
+        _: Request<ListFallbacksRequest>,
+    ) -> Result<Response<ListFallbacksResponse>, Status> {
+        let Role::Snapshotter(snapshotter) = &self.role else {
+            return Ok(Response::new(ListFallbacksResponse::default()));
+        };
+        let counts = snapshotter.fallback_counts();
+        let counts = counts.into_iter().map(|(reason, count)| (reason.to_string(), count)).collect();
+        let last = snapshotter.fallbacks().into_iter().map(|fallback| Fallback {
+            target: fallback.target,
+            blob_digest: fallback.layer_digest,
+            reason: fallback.error.reason.to_string(),
+            message: fallback.error.message,
+        });
+        Ok(Response::new(ListFallbacksResponse { counts, last: last.collect() }))
     }
 
     async fn evict(&self, request: Request<EvictRequest>) -> Result<Response<EvictResponse>, Status> {
@@ -136,7 +150,7 @@ impl Control for Service {
 
 fn layer((layer, slots): &(Arc<fusefs::Layer>, Vec<u64>)) -> Layer {
     let state = match (layer.graduated(), layer.is_complete()) {
-        (Some(_), _) => State::Directory,
+        (Some(_), _) => State::Graduated,
         (None, true) => State::Local,
         (None, false) => State::Lazy,
     };

@@ -1,8 +1,9 @@
 //! Plugs the data plane into the control plane's port.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -120,17 +121,24 @@ pub fn request(layer: &LayerRequest, snapshots: &Path) -> Result<AttachRequest, 
     })
 }
 
+/// Why slots that should have a layer have none, with the reason code in front.
+pub type Absent = Arc<Mutex<BTreeMap<u64, String>>>;
+
 /// Opens a layer from its registry that should have been on disk, with longer and longer pauses.
-pub async fn reattach(plane: Arc<Plane>, slot: u64, request: AttachRequest) {
+pub async fn reattach(plane: Arc<Plane>, slot: u64, request: AttachRequest, absent: Absent) {
+    let absent = || absent.lock().unwrap_or_else(PoisonError::into_inner);
     let mut pause = Duration::from_secs(1);
     while let Err(error) = plane.attach(slot, &request).await {
         if matches!(error, fusefs::AttachError::Retired(_)) {
+            absent().remove(&slot);
             return;
         }
+        absent().insert(slot, format!("{}: {error}", error.reason()));
         tracing::warn!(slot, layer = %request.toc_digest, reason = error.reason(), %error, ?pause, "still not attached");
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(300));
     }
+    absent().remove(&slot);
     tracing::info!(slot, layer = %request.toc_digest, "attached again");
 }
 

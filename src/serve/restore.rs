@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fs,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, PoisonError},
     time::Duration,
 };
 
@@ -17,7 +17,7 @@ use proto::control::ListSlotsRequest;
 use snapshotter::{Remote, Snapshotter};
 use tokio::task::JoinHandle;
 
-use super::plane::{self, Port};
+use super::plane::{self, Absent, Port};
 use crate::daemon;
 
 /// A daemon that is replaced and does not say in this time what it shows is stopped all the same.
@@ -70,6 +70,7 @@ fn distinct(requests: &BTreeMap<u64, AttachRequest>) -> Vec<AttachRequest> {
 pub struct Restoring {
     plane: Arc<Plane>,
     root: PathBuf,
+    absent: Absent,
     known: Vec<Remote>,
     /// Which of the known are gone.
     gone: Vec<u64>,
@@ -78,22 +79,31 @@ pub struct Restoring {
 }
 
 impl Restoring {
-    /// Of none so far.
-    pub fn new(plane: Arc<Plane>, root: &Path) -> Restoring {
-        Restoring { plane, root: root.to_owned(), known: Vec::new(), gone: Vec::new(), last: None }
+    /// Of none so far. In `absent` is said of which no layer can be shown, and why.
+    pub fn new(plane: Arc<Plane>, root: &Path, absent: Absent) -> Restoring {
+        Restoring { plane, root: root.to_owned(), absent, known: Vec::new(), gone: Vec::new(), last: None }
     }
 
     /// Begins to restore expected slots, behind those before.
     pub fn begin(&mut self, remotes: Vec<Remote>) {
         self.known.extend(remotes.iter().cloned());
         let before = self.last.take();
-        let (plane, root) = (self.plane.clone(), self.root.clone());
+        let (plane, root, absent) = (self.plane.clone(), self.root.clone(), self.absent.clone());
         self.last = Some(tokio::spawn(async move {
             let mut trees = match before {
                 Some(before) => before.await.unwrap_or_default(),
                 None => Vec::new(),
             };
-            trees.extend(restore(&plane, requests(&plane, &root, &remotes)).await);
+            let requests = requests(&plane, &root, &remotes);
+            let unusable =
+                remotes.iter().filter(|remote| !requests.contains_key(&remote.slot)).map(|remote| {
+                    (
+                        remote.slot,
+                        "bad_labels: the snapshot's record cannot be used; the log says why".to_owned(),
+                    )
+                });
+            absent.lock().unwrap_or_else(PoisonError::into_inner).extend(unusable);
+            trees.extend(restore(&plane, requests, &absent).await);
             trees
         }));
     }
@@ -111,7 +121,7 @@ impl Restoring {
     /// Waits until all are back, and clears what no snapshot names. A layer that is not on disk any more costs itself only: it
     /// is opened from its registry behind, for as long as that takes.
     pub async fn finish(self, snapshotter: &Snapshotter<Port>) {
-        let Restoring { plane, root, known, gone, last } = self;
+        let Restoring { plane, root, known, gone, last, .. } = self;
         if let Some(last) = last {
             for (slot, tree) in last.await.unwrap_or_default() {
                 // A crash may have come between the two.
@@ -133,7 +143,11 @@ impl Restoring {
 }
 
 /// Shows layers again; which of them are directories, and where.
-pub async fn restore(plane: &Arc<Plane>, mut left: BTreeMap<u64, AttachRequest>) -> Vec<(u64, PathBuf)> {
+pub async fn restore(
+    plane: &Arc<Plane>,
+    mut left: BTreeMap<u64, AttachRequest>,
+    absent: &Absent,
+) -> Vec<(u64, PathBuf)> {
     let total = left.len();
     tokio::spawn(plane.clone().open_local(distinct(&left)));
     let (mut restored, mut trees) = (0, Vec::new());
@@ -145,7 +159,7 @@ pub async fn restore(plane: &Arc<Plane>, mut left: BTreeMap<u64, AttachRequest>)
             }
             Err(error) => {
                 tracing::warn!(slot, layer = %request.toc_digest, %error, "not on disk; opening from the registry");
-                tokio::spawn(plane::reattach(plane.clone(), slot, request));
+                tokio::spawn(plane::reattach(plane.clone(), slot, request, absent.clone()));
             }
         }
     }

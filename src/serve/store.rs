@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -64,7 +65,8 @@ async fn serve(config: &Config, root: &Path, mountpoint: &Path) -> anyhow::Resul
     plane
         .serve_refs(keeper::find(root), refs.clone())
         .with_context(|| format!("mounting at {}", mountpoint.display()))?;
-    restore::restore(&plane, shown).await;
+    let absent = plane::Absent::default();
+    restore::restore(&plane, shown, &absent).await;
     let (job, wanted) = (plane.clone(), refs.layers());
     tokio::task::spawn_blocking(move || {
         if let Err(error) = job.collect(&wanted) {
@@ -76,7 +78,7 @@ async fn serve(config: &Config, root: &Path, mountpoint: &Path) -> anyhow::Resul
 
     let address = config.store.address();
     let control_address = control::address(&address);
-    let listener = listen(&control_address).await?;
+    let listener = listen(&control_address, "this store another --address").await?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let (stop, stopped) = tokio::sync::watch::channel(false);
@@ -84,10 +86,9 @@ async fn serve(config: &Config, root: &Path, mountpoint: &Path) -> anyhow::Resul
         let mut stopped = stopped;
         let _ = stopped.wait_for(|stop| *stop).await;
     };
-    // Logins of pulls are handed on here.
-    let on_login: control::OnLogin = Box::new(|_: &str, _: control::Login| {});
-    let role = Role::Store(refs.clone(), on_login);
-    let mut server = tokio::spawn(control::serve(listener, plane.clone(), role, shutdown));
+    let on_pull = Arc::new(|_: &str, _: super::cri::PullLogin| {});
+    let role = Role::Store(refs.clone(), on_pull);
+    let mut server = tokio::spawn(control::serve(listener, plane.clone(), role, absent, shutdown));
     // Who waits for us to be ready calls podman next, which fails where nothing answers.
     watchdog::look(&plane, ANSWER).await.context("the mount does not answer")?;
     tracing::info!(mountpoint = %mountpoint.display(), root = %root.display(), "serving");

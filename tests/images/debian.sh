@@ -8,21 +8,14 @@
 # archive's release. Files from packages keep the times they have.
 set -euo pipefail
 
+# shellcheck source=mirror.sh
+. "$(dirname "$0")/mirror.sh"
+
 SUITE=bookworm
-DEFAULT_MIRROR=http://deb.debian.org/debian
 KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
 PATH=$PATH:/usr/sbin:/sbin
 
 die() { printf 'debian.sh: error: %s\n' "$*" >&2; exit 1; }
-
-# The mirror this machine already uses, in either of apt's formats; other archives do not end in /debian.
-mirror() {
-    local found
-    found=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources 2>/dev/null |
-        sed -nE 's/^(deb +(\[[^]]*\] +)?|URIs: *)(https?:\/\/[^ ]+\/debian)\/?( .*)?$/\3/p') || true
-    found=${found%%$'\n'*}
-    echo "${found:-$DEFAULT_MIRROR}"
-}
 
 pack() {
     local tar=$1

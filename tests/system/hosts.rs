@@ -1,5 +1,10 @@
 //! Registries as they are: hosts.toml, hosts that die and come back, certificates of a private authority.
 
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpStream,
+};
+
 use support::system::LOGIN;
 
 use super::*;
@@ -106,6 +111,52 @@ fn reads_go_from_host_to_host_as_these_die_come_back_and_are_exchanged() {
     std::thread::sleep(LOOK);
     read_next();
     assert_eq!(asked(&all), [false, false, true]);
+}
+
+/// A registry that fetches from another sends a blob whole until it has it, whatever range it is asked for.
+#[test]
+fn a_registry_that_proxies_another_fills_a_layer_it_has_not_and_serves_one_it_has() {
+    if !system::available() {
+        return;
+    }
+    let dir = guard::temp_dir();
+    let origin = ScriptedRegistry::start();
+    let layer = (0..24).fold(base(), |layer, n| layer.noise(format!("data/{n}"), 400_000, n + 1));
+    let blob = LayerBlob::lazy(&Encoder::new().chunk_size(64 << 10).encode(&layer));
+    let image = origin.put_image("app", "v1", &[blob], &json!({"config": {"Cmd": ["/bin/sh"]}}));
+    let mut proxy = DockerRegistry::proxy(&dir.path().join("proxy"), &origin.url());
+    let through_proxy = format!(
+        "server = \"{}\"\n[host.\"http://{}\"]\ncapabilities = [\"pull\", \"resolve\"]\n",
+        origin.url(),
+        proxy.address()
+    );
+    let hosts = Hosts::new(&format!("server = \"{}\"\n", origin.url()));
+    let Some(stand) = Stand::new(&hosts.config()) else { return };
+    let reference = format!("{NAME}/app:v1");
+    assert_eq!(outcomes(&pull(&stand, &reference)), ["lazy"]);
+    hosts.write(&through_proxy);
+    std::thread::sleep(LOOK);
+    let files = Files::of(&stand, &layer);
+    files.read(20);
+    let taken = "taking all of the blob as it comes";
+    assert!(stand.lazurite.wait_log(taken, LIMIT), "{}", stand.lazurite.log());
+    // Nothing else is fetched but what is read, and yet all is here.
+    assert!(stand.lazurite.wait_log("all of the blob has come", LIMIT), "{}", stand.lazurite.log());
+    // The proxy keeps it as well, and serves ranges from then on.
+    let serves_ranges = || {
+        let mut connection = TcpStream::connect(proxy.address()).unwrap();
+        let path = format!("/v2/app/blobs/{}", image.layers[0]);
+        write!(connection, "GET {path} HTTP/1.0\r\nRange: bytes=5-9\r\n\r\n").unwrap();
+        let mut answer = Vec::new();
+        connection.read_to_end(&mut answer).unwrap();
+        answer.starts_with(b"HTTP/1.0 206 ")
+    };
+    assert!(guard::eventually(LIMIT, serves_ranges), "{:?}", proxy.accesses());
+    proxy.stop();
+    origin.stop();
+    for n in [15, 10, 5, 0] {
+        files.read(n);
+    }
 }
 
 /// A credential helper that answers with what is in its file `login`.

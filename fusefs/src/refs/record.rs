@@ -98,12 +98,28 @@ pub struct Entry {
     pub shown: bool,
     /// How many say that they use it. A hint: who crashes does not say that it has ended.
     pub uses: u64,
+    /// Whether the last of them has said that it uses it no longer: without, a count of none may be one that a crash has lost.
+    pub released: bool,
 }
 
 impl Entry {
     /// A fresh one.
     pub fn at(slot: u32) -> Entry {
-        Entry { slot, shown: false, uses: 0 }
+        Entry { slot, shown: false, uses: 0, released: false }
+    }
+}
+
+impl Entry {
+    /// Somebody uses it.
+    pub fn take(&mut self) {
+        self.uses = self.uses.saturating_add(1);
+        self.released = false;
+    }
+
+    /// Somebody does not any more.
+    pub fn release(&mut self) {
+        self.uses = self.uses.saturating_sub(1);
+        self.released = self.uses == 0;
     }
 }
 
@@ -152,6 +168,12 @@ impl RefRecord {
     /// Those who say that they use any of it.
     pub fn uses(&self) -> u64 {
         self.layers.iter().map(|layer| layer.by_blob.uses + layer.by_toc.uses).sum()
+    }
+
+    /// Whether nobody uses any of it, as far as can be known.
+    pub fn is_released(&self) -> bool {
+        let mut entries = self.layers.iter().flat_map(|layer| [layer.by_blob, layer.by_toc]);
+        self.uses() == 0 && entries.any(|entry| entry.released)
     }
 
     /// Whether all that it says can be used.
@@ -291,6 +313,22 @@ mod tests {
         assert_eq!(files.load().unwrap(), (vec![good], 9));
         files.remove(2).unwrap();
         assert_eq!(files.load().unwrap(), (vec![], 9), "numbers are not used again");
+    }
+
+    #[test]
+    fn a_count_that_a_crash_may_have_lost_releases_nothing() {
+        let mut record = record(2, [3, 4]);
+        assert!(!record.is_released(), "nobody has said anything");
+        for _ in 0..2 {
+            record.layers[0].by_toc.take();
+        }
+        record.layers[0].by_toc.release();
+        assert_eq!((record.uses(), record.is_released()), (1, false));
+        record.layers[0].by_toc.release();
+        assert_eq!((record.uses(), record.is_released()), (0, true));
+        record.layers[0].by_toc.release();
+        record.layers[0].by_blob.take();
+        assert_eq!((record.uses(), record.is_released()), (1, false));
     }
 
     #[test]

@@ -157,7 +157,8 @@ fn prefetch_brings_what_the_builder_marked_and_fill_the_rest_in_few_requests() {
     let layer = bed.plane().layer(1).unwrap();
     assert!(guard::eventually(LIMIT, || layer.is_complete()));
     let ranges = bed.ranges();
-    assert!(ranges.len() <= 7, "4 MB in requests of 1 MiB: {ranges:?}");
+    // Of 1 MiB, but as long as it takes a container for starting they are as short as what comes in a round trip.
+    assert!(ranges.len() <= 24, "4 MB in requests of 256 KiB to 1 MiB: {ranges:?}");
     bed.origin.stop();
     assert_eq!(tree(root).len(), 42, "and needs no registry");
 }

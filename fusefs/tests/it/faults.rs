@@ -10,7 +10,7 @@ use support::{
     registry::{Action, Rule},
 };
 
-use super::bed::{Bed, LIMIT, read, tree};
+use super::bed::{Bed, LIMIT, REPOSITORY, read, tree};
 
 /// Files that are not in the tail read at opening.
 fn layer() -> Layer {
@@ -208,6 +208,74 @@ fn a_lost_file_of_many_chunks_never_shows_a_hole() {
     });
     assert_eq!(tail.unwrap(), expected[offset as usize..offset as usize + 1000]);
     assert_eq!(read(root.join("big")).unwrap(), expected);
+}
+
+#[test]
+fn when_no_host_is_left_reads_fail_and_work_again_when_one_is_back() {
+    let Some(bed) = Bed::mirrored() else { return };
+    let root = bed.attach_one(&Encoder::new().encode(&layer()));
+    let mirror = bed.mirror.as_ref().unwrap();
+    read(root.join("file09")).unwrap();
+    for back in [mirror, &bed.origin] {
+        mirror.stop();
+        bed.origin.stop();
+        let error = read(root.join("file04")).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EIO));
+        back.restart();
+        let name = if std::ptr::eq(back, mirror) { "file06" } else { "file01" };
+        assert_eq!(read(root.join(name)).unwrap(), content(name));
+    }
+}
+
+#[test]
+fn a_blob_that_comes_whole_is_taken_as_it_comes() {
+    // The only host knows no ranges any more; a mirror does not, and the origin is gone.
+    for mirrored in [false, true] {
+        let Some(bed) = Bed::with(|c| c.fetch.background_request = 150_000, mirrored) else { return };
+        let built = Encoder::new().chunk_size(64 << 10).encode(&layer());
+        let root = bed.attach_one(&built);
+        let sender = bed.mirror.as_ref().unwrap_or(&bed.origin);
+        sender.fault(Rule::new(Action::Full200).path("/blobs/"));
+        if mirrored {
+            bed.origin.stop();
+        }
+        sender.take_requests();
+        let readers: Vec<_> = [7, 2, 11, 0]
+            .map(|n| format!("file{n:02}"))
+            .map(|name| (content(&name), root.join(name)))
+            .map(|(expected, path)| std::thread::spawn(move || assert!(fs::read(path).unwrap() == expected)))
+            .into();
+        for reader in readers {
+            guard::deadline(LIMIT, move || reader.join().unwrap()).unwrap();
+        }
+        let layer = bed.plane().layer(1).unwrap();
+        assert!(guard::eventually(LIMIT, || layer.is_complete()), "what passed was kept");
+        let whole = built.blob.len() as u64;
+        let sent: u64 = sender.take_requests().iter().map(|request| request.bytes_sent).sum();
+        assert!(sent < 5 * whole, "{sent} of {whole}: one body and the starts of others");
+        for n in 0..12 {
+            let name = format!("file{n:02}");
+            assert_eq!(read(root.join(&name)).unwrap(), content(&name));
+        }
+        assert_eq!(sender.take_requests().len(), 0, "all is there");
+    }
+}
+
+#[test]
+fn wrong_bytes_in_a_blob_that_comes_whole_reach_nobody() {
+    let Some(bed) = Bed::mirrored() else { return };
+    let built = Encoder::new().encode(&layer());
+    let root = bed.attach_one(&built);
+    let mirror = bed.mirror.as_ref().unwrap();
+    let mut wrong = built.blob.to_vec();
+    wrong[offset_of(&built, "file06") as usize + 5000] ^= 1;
+    mirror.put_blob_as(REPOSITORY, &built.digest, wrong);
+    let rule = mirror.fault(Rule::new(Action::Full200).path("/blobs/"));
+    for n in [9, 6, 0] {
+        let name = format!("file{n:02}");
+        assert_eq!(read(root.join(&name)).unwrap(), content(&name), "from the origin");
+    }
+    assert!(mirror.hits(rule) > 0);
 }
 
 #[test]

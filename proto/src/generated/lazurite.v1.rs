@@ -96,6 +96,37 @@ pub struct Slot {
     /// The layer in it, as snapshots' records have it: JSON.
     #[prost(bytes = "vec", tag = "2")]
     pub layer: ::prost::alloc::vec::Vec<u8>,
+    /// Why the layer is not there, with the reason code in front; empty if it is, or is still being opened.
+    #[prost(string, tag = "3")]
+    pub error: ::prost::alloc::string::String,
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListFallbacksRequest {}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListFallbacksResponse {
+    /// Since the start, by reason code.
+    #[prost(map = "string, uint64", tag = "1")]
+    pub counts: ::std::collections::HashMap<::prost::alloc::string::String, u64>,
+    /// The last outcomes, one for each layer, oldest first. Those that were attached later are not among them.
+    #[prost(message, repeated, tag = "2")]
+    pub last: ::prost::alloc::vec::Vec<Fallback>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Fallback {
+    /// Chain id of the snapshot.
+    #[prost(string, tag = "1")]
+    pub target: ::prost::alloc::string::String,
+    /// Digest of the blob; empty if containerd did not say.
+    #[prost(string, tag = "2")]
+    pub blob_digest: ::prost::alloc::string::String,
+    /// Reason code.
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub message: ::prost::alloc::string::String,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -124,7 +155,7 @@ pub enum State {
     /// All of it is on disk, and read through the mount.
     Local = 2,
     /// It has become a directory.
-    Directory = 3,
+    Graduated = 3,
 }
 impl State {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -136,7 +167,7 @@ impl State {
             Self::Unspecified => "STATE_UNSPECIFIED",
             Self::Lazy => "STATE_LAZY",
             Self::Local => "STATE_LOCAL",
-            Self::Directory => "STATE_DIRECTORY",
+            Self::Graduated => "STATE_GRADUATED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -145,7 +176,7 @@ impl State {
             "STATE_UNSPECIFIED" => Some(Self::Unspecified),
             "STATE_LAZY" => Some(Self::Lazy),
             "STATE_LOCAL" => Some(Self::Local),
-            "STATE_DIRECTORY" => Some(Self::Directory),
+            "STATE_GRADUATED" => Some(Self::Graduated),
             _ => None,
         }
     }
@@ -333,6 +364,31 @@ pub mod control_client {
                 .insert(GrpcMethod::new("lazurite.v1.Control", "ListSlots"));
             self.inner.unary(req, path, codec).await
         }
+        /// The layers that were left to containerd, and why.
+        pub async fn list_fallbacks(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListFallbacksRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListFallbacksResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/lazurite.v1.Control/ListFallbacks",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("lazurite.v1.Control", "ListFallbacks"));
+            self.inner.unary(req, path, codec).await
+        }
         /// A login that podman uses for a reference. Kept in memory, for that reference's repository.
         pub async fn login(
             &mut self,
@@ -393,6 +449,14 @@ pub mod control_server {
             request: tonic::Request<super::ListSlotsRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ListSlotsResponse>,
+            tonic::Status,
+        >;
+        /// The layers that were left to containerd, and why.
+        async fn list_fallbacks(
+            &self,
+            request: tonic::Request<super::ListFallbacksRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListFallbacksResponse>,
             tonic::Status,
         >;
         /// A login that podman uses for a reference. Kept in memory, for that reference's repository.
@@ -636,6 +700,51 @@ pub mod control_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ListSlotsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/lazurite.v1.Control/ListFallbacks" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListFallbacksSvc<T: Control>(pub Arc<T>);
+                    impl<
+                        T: Control,
+                    > tonic::server::UnaryService<super::ListFallbacksRequest>
+                    for ListFallbacksSvc<T> {
+                        type Response = super::ListFallbacksResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListFallbacksRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::list_fallbacks(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListFallbacksSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -2,7 +2,8 @@
 
 use crate::{config, reference};
 use crate::{content, mirrored, open, options, serving, statuses};
-use registry::{Config, Error, ReadOptions, Registry};
+use registry::{Config, Error, ReadOptions, Registry, TakeWhole, Whole};
+use std::sync::Arc;
 use std::time::Duration;
 use support::registry::{Action, Rule, ScriptedRegistry};
 use tokio::time::Instant;
@@ -148,6 +149,63 @@ async fn a_host_that_ignores_ranges_is_asked_after_the_others() {
     origin.stop();
     let served = blob.read(5..100, &options()).await.unwrap();
     assert_eq!((&served.bytes[..], served.host.to_string()), (&data[5..100], mirror.host()));
+}
+
+/// Takes the first body it is offered.
+#[derive(Debug, Default)]
+struct Taken(parking_lot::Mutex<Option<Whole>>);
+
+impl TakeWhole for Taken {
+    fn take_whole(&self, whole: Whole) -> Result<(), Whole> {
+        let mut taken = self.0.lock();
+        match *taken {
+            Some(_) => Err(whole),
+            None => {
+                *taken = Some(whole);
+                Ok(())
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_blob_that_comes_whole_is_had_by_who_wants_it_and_the_read_by_the_next_host() {
+    let data = content(3 << 20);
+    let (mirror, origin, digest) = pair(&data);
+    mirror.fault(Rule::new(Action::Full200));
+    let (_, blob) = open(&origin, mirrored(&origin, &[&mirror]), &digest, Some(3 << 20));
+    let taken = Arc::new(Taken::default());
+    let options = || ReadOptions { whole: Some(taken.clone()), ..options() };
+    let served = blob.read(1000..2000, &options()).await.unwrap();
+    assert_eq!((&served.bytes[..], served.host.to_string()), (&data[1000..2000], origin.host()));
+    let mut whole = taken.0.lock().take().unwrap();
+    assert_eq!(whole.host().to_string(), mirror.host());
+    let mut bytes = Vec::new();
+    while let Some(piece) = whole.piece().await.unwrap() {
+        bytes.extend_from_slice(&piece);
+    }
+    assert_eq!(bytes, data);
+    // One that breaks off is no blob. It is longer than what is under way by itself.
+    let (mirror, origin, digest) = pair(&content(24 << 20));
+    mirror.fault(Rule::new(Action::Full200).times(1));
+    let (_, blob) = open(&origin, mirrored(&origin, &[&mirror]), &digest, Some(24 << 20));
+    blob.read(1000..2000, &options()).await.unwrap();
+    let mut whole = taken.0.lock().take().unwrap();
+    mirror.stop();
+    let error = loop {
+        match whole.piece().await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("it ended as if it were whole"),
+            Err(error) => break error,
+        }
+    };
+    assert!(error.to_string().contains(&mirror.host()), "{error}");
+    // Who has no use for it gives it back, and what was asked for is taken from it.
+    let (server, digest) = serving(&data);
+    server.fault(Rule::new(Action::Full200));
+    let (_, blob) = open(&server, config(), &digest, Some(3 << 20));
+    assert!(matches!(blob.read(0..10, &options()).await, Err(Error::RangeIgnored { .. })), "the only host");
+    assert_eq!(blob.read(1000..2000, &options()).await.unwrap().bytes, data[1000..2000]);
 }
 
 #[tokio::test]

@@ -114,6 +114,24 @@ async fn a_path_is_the_root_of_the_api() {
 }
 
 #[tokio::test]
+async fn a_host_may_have_other_names_for_repositories() {
+    let (mirror, origin) = (ScriptedRegistry::start(), ScriptedRegistry::start());
+    let data = content(10);
+    let digest = mirror.put_blob("hub/team-app", data.clone());
+    origin.put_blob(REPOSITORY, data.clone());
+    mirror.set_auth(Auth::Token(TokenAuth::default()));
+    let mut settings = at(&mirror);
+    settings.add_rewrite("^team/(.*)", "hub/team-$1").unwrap();
+    let registry = Registry::new(told(vec![settings], HostSettings::default()).1).unwrap();
+    let opened = registry.blob(&reference(&origin), &digest, Some(10)).unwrap();
+    assert_eq!(read(&opened).await, mirror.host());
+    let token = mirror.requests().into_iter().find(|request| request.query.contains("scope=")).unwrap();
+    assert!(token.query.contains("repository%3Ahub%2Fteam-app%3Apull"), "{}", token.query);
+    mirror.stop();
+    assert_eq!(read(&opened).await, origin.host(), "under the name it has there");
+}
+
+#[tokio::test]
 async fn headers_stay_with_their_host() {
     let ([mirror, storage, origin], blob, _) = alike(&content(10));
     let mut settings = at(&mirror);

@@ -4,6 +4,11 @@
 
 use crate::live::told;
 use crate::{REPOSITORY, content, options};
+use bytes::Bytes;
+use futures::StreamExt as _;
+use http_body_util::Full;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use registry::{Blob, Error, HostSettings, Registry, Root, TlsSettings, Verification};
 use rustls::RootCertStore;
@@ -11,8 +16,10 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use support::registry::{Action, Rule, ScriptedRegistry};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
 
 type Authority = CertifiedIssuer<'static, KeyPair>;
@@ -56,8 +63,8 @@ fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-/// A TLS port before `server`, which asks clients for a certificate of `clients` if there is such an authority.
-async fn front(server: &ScriptedRegistry, pair: &Pair, clients: Option<&Authority>) -> u16 {
+/// Takes TLS connections, and asks clients for a certificate of `clients` if there is such an authority.
+fn acceptor(pair: &Pair, clients: Option<&Authority>, protocols: &[&[u8]]) -> TlsAcceptor {
     let builder = rustls::ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .unwrap();
@@ -72,7 +79,14 @@ async fn front(server: &ScriptedRegistry, pair: &Pair, clients: Option<&Authorit
     };
     let chain = vec![CertificateDer::from_pem_slice(pair.certificate.as_bytes()).unwrap()];
     let key = PrivateKeyDer::from_pem_slice(pair.key.as_bytes()).unwrap();
-    let acceptor = TlsAcceptor::from(Arc::new(builder.with_single_cert(chain, key).unwrap()));
+    let mut config = builder.with_single_cert(chain, key).unwrap();
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+    TlsAcceptor::from(Arc::new(config))
+}
+
+/// A TLS port before `server`.
+async fn front(server: &ScriptedRegistry, pair: &Pair, clients: Option<&Authority>) -> u16 {
+    let acceptor = acceptor(pair, clients, &[]);
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let (port, behind) = (listener.local_addr().unwrap().port(), server.host());
     tokio::spawn(async move {
@@ -102,10 +116,14 @@ fn trusting(pem: &str) -> TlsSettings {
 
 /// The blob at the https host with these settings, through a client that knows of nothing else.
 fn open(host: &str, port: u16, digest: &str, tls: Option<TlsSettings>) -> Blob {
+    open_sized(host, port, digest, 10, tls)
+}
+
+fn open_sized(host: &str, port: u16, digest: &str, size: u64, tls: Option<TlsSettings>) -> Blob {
     let mut settings = HostSettings::at(&format!("https://{host}:{port}"), Root::Standard).unwrap();
     tls.into_iter().for_each(|tls| settings.set_tls(tls));
     let registry = Registry::new(told(vec![], settings).1).unwrap();
-    registry.blob(&format!("r.example/{REPOSITORY}:v1").parse().unwrap(), digest, Some(10)).unwrap()
+    registry.blob(&format!("r.example/{REPOSITORY}:v1").parse().unwrap(), digest, Some(size)).unwrap()
 }
 
 async fn reads(blob: &Blob) {
@@ -229,4 +247,65 @@ fn what_is_no_certificate_or_key_is_refused_without_being_repeated() {
     assert_eq!(tls, TlsSettings::default());
     tls.identify(one.certificate.as_bytes(), one.key.as_bytes()).unwrap();
     assert!(format!("{tls:?}").contains("identities: 1"), "{tls:?}");
+}
+
+/// Answers ranges of `data` over HTTP/2 and tells each connection with its `farewell`th request to go away; what it sends on
+/// that connection it sends to the end.
+async fn leaving(pair: &Pair, data: Bytes, farewell: usize) -> (u16, Arc<AtomicUsize>) {
+    let acceptor = acceptor(pair, None, &[b"h2"]);
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let (port, connections) = (listener.local_addr().unwrap().port(), Arc::new(AtomicUsize::new(0)));
+    let accepted = connections.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (acceptor, data, accepted) = (acceptor.clone(), data.clone(), accepted.clone());
+            tokio::spawn(async move {
+                let Ok(stream) = acceptor.accept(stream).await else { return };
+                accepted.fetch_add(1, Ordering::Relaxed);
+                let (asked, leave) = (AtomicUsize::new(0), Arc::new(Notify::new()));
+                let service = service_fn(|request: hyper::Request<hyper::body::Incoming>| {
+                    if asked.fetch_add(1, Ordering::Relaxed) + 1 == farewell {
+                        leave.notify_one();
+                    }
+                    let range = request.headers()["range"].to_str().unwrap()["bytes=".len()..].to_owned();
+                    let (first, last) = range.split_once('-').unwrap();
+                    let (first, last): (usize, usize) = (first.parse().unwrap(), last.parse().unwrap());
+                    let body = Full::new(data.slice(first..=last));
+                    let answer = hyper::Response::builder()
+                        .status(206)
+                        .header("content-range", format!("bytes {first}-{last}/{}", data.len()));
+                    async move { answer.body(body) }
+                });
+                let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                let connection = builder.serve_connection(TokioIo::new(stream), service);
+                tokio::pin!(connection);
+                tokio::select! {
+                    _ = &mut connection => return,
+                    () = leave.notified() => connection.as_mut().graceful_shutdown(),
+                }
+                let _ = connection.await;
+            });
+        }
+    });
+    (port, connections)
+}
+
+#[tokio::test]
+async fn requests_on_a_connection_that_says_goodbye_are_made_on_the_next() {
+    let pair = self_signed(&["localhost"]);
+    let data = Bytes::from(content(400_000));
+    let (port, connections) = leaving(&pair, data.clone(), 5).await;
+    let digest = support::sha256_digest(&data);
+    let blob = open_sized("localhost", port, &digest, data.len() as u64, Some(trusting(&pair.certificate)));
+    let reads = (0..100).map(|n| {
+        let (blob, data) = (blob.clone(), data.clone());
+        async move {
+            let range = n * 4000..(n + 1) * 4000;
+            let served = blob.read(range.clone(), &options()).await.unwrap();
+            assert_eq!(served.bytes, data[range.start as usize..range.end as usize]);
+        }
+    });
+    futures::stream::iter(reads).buffer_unordered(8).collect::<Vec<()>>().await;
+    let connections = connections.load(Ordering::Relaxed);
+    assert!((5..=100).contains(&connections), "{connections} connections for 100 requests");
 }

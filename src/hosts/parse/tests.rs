@@ -162,7 +162,7 @@ fn complaints_name_file_line_and_key() {
 fn unknown_keys_are_named_with_the_nearest() {
     let (_, notices) = read(
         "sever = 'x'\nfoo = 1\n[host.'https://h']\nskip_verfy = true\ncapabilites = []\n[host.'https://h'.mirror]\n\
-         [host.'https://h'.rewrite]\n'a' = 'b'\n",
+         ",
     );
     assert_eq!(
         notices,
@@ -172,9 +172,24 @@ fn unknown_keys_are_named_with_the_nearest() {
             "hosts.toml:4: unknown key host.\"https://h\".skip_verfy, ignored; did you mean skip_verify?",
             "hosts.toml:5: unknown key host.\"https://h\".capabilites, ignored; did you mean capabilities?",
             "hosts.toml:6: unknown table host.\"https://h\".mirror, ignored",
-            "hosts.toml:7: host.\"https://h\".rewrite is k3s' own and not followed: names stay as they are",
         ]
     );
+}
+
+#[test]
+fn rewrites_are_k3ss() {
+    let text = "server = 'https://s'\n[host.'https://h']\n[host.'https://h'.rewrite]\n'^rancher/(.*)' = 'mirror/$1'\n";
+    let (file, notices) = read(text);
+    let mut expected = HostSettings::at("https://h", Root::Standard).unwrap();
+    expected.add_rewrite("^rancher/(.*)", "mirror/$1").unwrap();
+    assert_eq!((&file.hosts[0].settings, notices), (&expected, Vec::<String>::new()));
+    for (rules, expected) in [
+        ("'(' = 'b'", "hosts.toml:3: host.\"https://h\".rewrite.\"(\": unclosed group"),
+        ("'a' = 1", "hosts.toml:3: host.\"https://h\".rewrite.\"a\" must be a string, but is 1"),
+    ] {
+        let text = format!("[host.'https://h']\n[host.'https://h'.rewrite]\n{rules}\n");
+        assert_eq!(parse("hosts.toml", &text).unwrap_err().to_string(), expected);
+    }
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! The real components a system test stands on: containerd, docker-registry, Lazurite itself, and images.
+//! The real components a system test stands on: containerd, podman, docker-registry, Lazurite itself, and
+//! images.
 //!
 //! Each is a guard over a private instance below a directory of the test: nothing of the machine's own containerd is
 //! used, every port is ephemeral, and what was started or mounted ends on drop, in the panic case as well. Make them in
@@ -14,6 +15,7 @@ mod containerd;
 mod docker_registry;
 mod images;
 mod lazurite;
+mod podman;
 mod store;
 
 use std::path::{Path, PathBuf};
@@ -29,6 +31,7 @@ pub use containerd::{Containerd, Cri, ImageMount, Task};
 pub use docker_registry::{Access, DockerRegistry, LOGIN};
 pub use images::{Form, Image};
 pub use lazurite::Lazurite;
+pub use podman::{Podman, PodmanRelease};
 pub use store::LayerStore;
 
 /// The name Lazurite has in containerd's `proxy_plugins`.

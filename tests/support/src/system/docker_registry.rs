@@ -17,13 +17,15 @@ pub struct DockerRegistry {
 }
 
 /// What clients may do.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Mode {
     ReadWrite,
     /// Other tests serve the same files.
     ReadOnly,
     /// The same, for who knows [`LOGIN`].
     Locked,
+    /// It fetches what it is asked for from the registry with this URL.
+    Proxy(String),
 }
 
 /// User and password that [`DockerRegistry::locked`] takes.
@@ -67,6 +69,14 @@ impl DockerRegistry {
     /// If it does not start.
     pub fn locked(dir: &Path, image: &Image) -> DockerRegistry {
         DockerRegistry::open(dir, image.storage(), Mode::Locked)
+    }
+
+    /// An empty one that fetches from the registry with the URL `remote` what it is asked for, and keeps it.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn proxy(dir: &Path, remote: &str) -> DockerRegistry {
+        DockerRegistry::open(dir, dir.join("storage"), Mode::Proxy(remote.to_owned()))
     }
 
     fn open(dir: &Path, storage: PathBuf, mode: Mode) -> DockerRegistry {
@@ -114,11 +124,12 @@ impl DockerRegistry {
 
     fn config(&self) -> String {
         let maintenance = match self.mode {
-            Mode::ReadWrite => "",
+            Mode::ReadWrite | Mode::Proxy(_) => "",
             Mode::ReadOnly | Mode::Locked => "  maintenance: {readonly: {enabled: true}}\n",
         };
-        let auth = match self.mode {
+        let more = match &self.mode {
             Mode::ReadWrite | Mode::ReadOnly => String::new(),
+            Mode::Proxy(remote) => format!("proxy: {{remoteurl: {remote:?}}}\n"),
             Mode::Locked => {
                 let path = self.dir.join("htpasswd");
                 std::fs::write(&path, format!("{}:{HASH}\n", LOGIN.0)).expect("the registry's users");
@@ -129,7 +140,7 @@ impl DockerRegistry {
             "version: 0.1\n\
              log: {{level: info, accesslog: {{disabled: false}}}}\n\
              storage:\n  filesystem: {{rootdirectory: {:?}}}\n{maintenance}\
-             {auth}http: {{addr: {:?}}}\n",
+             {more}http: {{addr: {:?}}}\n",
             self.storage, self.address
         )
     }

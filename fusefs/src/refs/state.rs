@@ -1,0 +1,92 @@
+//! What is known of references, in memory, and what is being done about them.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{
+    record::{By, LayerRecord, RefRecord},
+    seconds,
+};
+
+/// What a lookup has found not to be there is not looked for again for this long, and as long as that took: podman asks for each
+/// layer of an image that it has just been told is not here.
+const SETTLED: Duration = Duration::from_secs(5);
+
+/// All references.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pub(super) records: HashMap<u32, RefRecord>,
+    pub(super) names: HashMap<String, u32>,
+    /// The reference of each slot.
+    pub(super) slots: HashMap<u32, u32>,
+    pub(super) next: u32,
+    /// Slots that lookups may name: the record on disk says that they were shown.
+    pub(super) ready: HashSet<u32>,
+    pub(super) jobs: HashMap<Job, Progress>,
+    /// References to be written.
+    pub(super) changed: HashSet<u32>,
+    /// TOC digests of layers that nobody used and that were given up: they are fetched again once somebody does.
+    pub(super) given_up: HashSet<String>,
+}
+
+/// Something that is done once at a time.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Job {
+    /// Asking the registry where a reference leads.
+    Resolve(String),
+    /// Showing all layers of a reference under one kind of digest.
+    Show(u32, By),
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Progress {
+    Running,
+    Ended { at: Instant, took: Duration },
+}
+
+impl Progress {
+    /// Whether there is no use in doing it again yet.
+    pub(super) fn is_settled(self) -> bool {
+        match self {
+            Progress::Running => true,
+            Progress::Ended { at, took } => at.elapsed() < took.max(SETTLED),
+        }
+    }
+}
+
+impl State {
+    pub(super) fn enter(&mut self, record: RefRecord) {
+        self.names.insert(record.reference.clone(), record.number);
+        self.slots.extend(record.slots().map(|slot| (slot, record.number)));
+        self.records.insert(record.number, record);
+    }
+
+    /// The layer in a slot, and the digest it is named by.
+    pub(super) fn layer(&self, slot: u32) -> Option<(&RefRecord, &LayerRecord, By)> {
+        let record = self.records.get(self.slots.get(&slot)?)?;
+        let (place, by) = record.in_slot(slot)?;
+        Some((record, &record.layers[place], by))
+    }
+
+    pub(super) fn layer_mut(&mut self, slot: u32) -> Option<(&mut LayerRecord, By)> {
+        let record = self.records.get_mut(self.slots.get(&slot)?)?;
+        let (place, by) = record.in_slot(slot)?;
+        record.used = seconds();
+        Some((&mut record.layers[place], by))
+    }
+
+    /// The slot of the layer that a reference has under this digest.
+    pub(super) fn named(&self, number: u32, digest: &str) -> Option<(u32, By)> {
+        let record = self.records.get(&number)?;
+        let (place, by) = record.find(digest)?;
+        Some((record.layers[place].entry(by).slot, by))
+    }
+
+    pub(super) fn is_running(&self, job: &Job) -> bool {
+        matches!(self.jobs.get(job), Some(Progress::Running))
+    }
+}
