@@ -19,4 +19,4 @@ mod names;
 
 pub use adapter::{Adapter, FuseCounters, OPS};
 pub use handover::{Agreement, Keeper, Kept, NoKeeper};
-pub use mount::{Connection, Lifetime, Shown, users};
+pub use mount::{Connection, Lifetime, Shown, let_go, users};

@@ -43,7 +43,7 @@ pub mod view;
 
 pub use cache::CacheConfig;
 pub use fs::OpaqueXattr;
-pub use fuse::{Agreement, Keeper, Kept, NoKeeper};
+pub use fuse::{Agreement, Keeper, Kept, NoKeeper, let_go};
 pub use layer::{Audits, Layer};
 pub use plane::{
     AttachRequest, Attached, Below, Evicted, Fill, Graduation, LayerUsage, Plane, PlaneConfig, Stay,

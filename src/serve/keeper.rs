@@ -7,7 +7,8 @@
 //!
 //! The process is this program with the command `keep`: a few lines ([`run`]) that hold a descriptor and some bytes, and know
 //! nothing else, so that no upgrade ever has a reason to replace it. It ends when what it keeps has ended, when it is told to,
-//! and when no daemon has come back for an hour: then the readers that wait are let go with an error.
+//! and when no daemon has come back for an hour: then the mount is detached, and the readers that wait are let go with an
+//! error.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -309,6 +310,9 @@ fn keep(listener: &OwnedFd, path: &Path) {
             served = Instant::now();
         }
         if served.elapsed() > ABANDONED {
+            let agreement = kept.as_ref().and_then(|(_, bytes)| Agreement::from_bytes(bytes));
+            // What fails there fails for whoever looks at the mount. Nobody reads what we could say.
+            let _ = agreement.map(|agreement| fusefs::let_go(&agreement));
             return;
         }
     }

@@ -19,7 +19,7 @@ use rustix::{
 
 use super::{
     Adapter,
-    handover::{self, Keeper},
+    handover::{self, Agreement, Keeper},
 };
 use crate::slots::ROOT_INO;
 
@@ -244,6 +244,33 @@ pub fn clear_stale(mountpoint: &Path) -> io::Result<usize> {
     Ok(cleared)
 }
 
+/// Detaches the mount of a connection that nobody will go on with: a directory without a file system is less in the way than
+/// one with a dead one.
+///
+/// # Errors
+///
+/// The mount table cannot be read, or the mount cannot be detached.
+pub fn let_go(agreement: &Agreement) -> io::Result<()> {
+    for point in roots_of(&fs::read("/proc/self/mountinfo")?, agreement.device()) {
+        rustix::mount::unmount(point, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?;
+    }
+    Ok(())
+}
+
+/// Where the whole of a file system of ours is mounted, the last mount first.
+fn roots_of(table: &[u8], device: &str) -> Vec<PathBuf> {
+    let root = |line: &[u8]| {
+        let fields: Vec<&[u8]> = line.split(|&b| b == b' ').collect();
+        let (found, root, point) = (*fields.get(2)?, *fields.get(3)?, *fields.get(4)?);
+        let kind = fields.iter().position(|field| *field == b"-").and_then(|dash| fields.get(dash + 1));
+        let is_ours = found == device.as_bytes() && root == b"/" && kind == Some(&&b"fuse.lazurite"[..]);
+        is_ours.then(|| PathBuf::from(std::ffi::OsStr::from_bytes(&unescape(point))))
+    };
+    let mut roots: Vec<PathBuf> = table.split(|&b| b == b'\n').filter_map(root).collect();
+    roots.reverse();
+    roots
+}
+
 /// The mounts that use the file system at `mountpoint`, or may: bind mounts of it, and overlays with lower directories that
 /// `leads` here, or named by relative paths, as containerd shortens long options. Works from the mount table alone.
 pub fn users(mountpoint: &Path, leads: &dyn Fn(&Path) -> bool) -> io::Result<Vec<PathBuf>> {
@@ -331,6 +358,17 @@ mod tests {
         let leads = |lower: &std::path::Path| lower.starts_with("/r/snapshots");
         let users = super::users_in(table, "/r/mnt".as_ref(), &leads, &["0:45".to_owned()]);
         assert_eq!(users, ["/view", "/run/c1", "/run/c2"].map(std::path::PathBuf::from));
+    }
+
+    #[test]
+    fn the_roots_of_a_file_system_are_seen_in_the_mount_table() {
+        let table = b"30 1 0:45 / /r/m\\040t rw - fuse.lazurite lazurite rw\n\
+            31 1 0:45 /7 /view ro - fuse.lazurite lazurite ro\n\
+            32 1 0:46 / /other rw - fuse.lazurite lazurite rw\n\
+            33 1 0:45 / /second rw - fuse.lazurite lazurite rw\n\
+            34 1 0:45 / /no rw - ext4 /dev/sda rw\n";
+        assert_eq!(super::roots_of(table, "0:45"), ["/second", "/r/m t"].map(std::path::PathBuf::from));
+        assert_eq!(super::roots_of(b"garbage\n\n", "0:45"), [""; 0].map(std::path::PathBuf::from));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use fusefs::{AttachError, AttachRequest, Fill};
+use fusefs::{Agreement, AttachError, AttachRequest, Fill, Keeper};
 use support::{
     estargz::Encoder,
     guard,
@@ -241,4 +241,38 @@ fn a_power_cut_leaves_every_chunk_right_or_absent() {
         let layer = bed.plane().layer(1).unwrap();
         assert!(layer.is_complete(), "seed {seed}: what was read is kept: {}", layer.state_json());
     }
+}
+
+/// Keeps only what was said.
+#[derive(Debug, Default)]
+struct Listener(std::sync::Mutex<Option<Agreement>>);
+
+impl Keeper for Listener {
+    fn kept(&self) -> std::io::Result<Option<fusefs::Kept>> {
+        Ok(None)
+    }
+
+    fn keep(&self, _: std::os::fd::BorrowedFd<'_>, agreement: &Agreement) -> std::io::Result<()> {
+        *self.0.lock().unwrap() = Some(agreement.clone());
+        Ok(())
+    }
+
+    fn forget(&self) {}
+}
+
+#[test]
+fn a_mount_that_nobody_goes_on_with_is_let_go() {
+    let Some(bed) = Bed::new() else { return };
+    let dir = guard::temp_dir();
+    let _mount = guard::MountGuard::new(dir.path().join("mnt"));
+    let keeper = std::sync::Arc::new(Listener::default());
+    let _entered = bed.runtime.enter();
+    let registry = registry::Registry::new(registry::Config::default()).unwrap();
+    let plane = fusefs::Plane::start(fusefs::PlaneConfig::new(dir.path()), registry).unwrap();
+    plane.serve(keeper.clone()).unwrap();
+    let mounts = || fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let (ours, other) = (dir.path().to_str().unwrap(), bed.plane().mountpoint());
+    assert!(mounts().contains(ours));
+    fusefs::let_go(keeper.0.lock().unwrap().as_ref().unwrap()).unwrap();
+    assert!(!mounts().contains(ours) && mounts().contains(other.to_str().unwrap()));
 }
