@@ -13,7 +13,9 @@ mod stream;
 mod tls;
 mod upload;
 
-use registry::{Blob, Config, DockerConfig, HostConfig, MirrorConfig, ReadOptions, Reference, Registry};
+use registry::{
+    Blob, Config, ContainersAuth, DockerConfig, HostConfig, MirrorConfig, ReadOptions, Reference, Registry,
+};
 use std::time::Duration;
 use support::registry::{Logged, ScriptedRegistry};
 use tokio::time::Instant;
@@ -24,6 +26,7 @@ const REPOSITORY: &str = "team/app";
 fn config() -> Config {
     Config {
         docker_config: DockerConfig::Disabled,
+        containers_auth: ContainersAuth::Disabled,
         retries: 3,
         backoff_min: Duration::from_millis(1),
         backoff_max: Duration::from_millis(20),
