@@ -15,22 +15,22 @@ use support::registry::{Action, Rule, ScriptedRegistry};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
-type Authority = CertifiedIssuer<'static, KeyPair>;
+pub type Authority = CertifiedIssuer<'static, KeyPair>;
 
 /// A certificate and its key, PEM.
-struct Pair {
-    certificate: String,
-    key: String,
+pub struct Pair {
+    pub certificate: String,
+    pub key: String,
 }
 
-fn authority(name: &str) -> Authority {
+pub fn authority(name: &str) -> Authority {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.distinguished_name.push(DnType::CommonName, name);
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
 }
 
-fn signed(by: &Authority, names: &[&str]) -> Pair {
+pub fn signed(by: &Authority, names: &[&str]) -> Pair {
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     let key = KeyPair::generate().unwrap();
     let certificate = CertificateParams::new(names).unwrap().signed_by(&key, by).unwrap();
@@ -58,6 +58,11 @@ fn provider() -> Arc<rustls::crypto::CryptoProvider> {
 
 /// A TLS port before `server`, which asks clients for a certificate of `clients` if there is such an authority.
 async fn front(server: &ScriptedRegistry, pair: &Pair, clients: Option<&Authority>) -> u16 {
+    front_of(server.host(), pair, clients).await
+}
+
+/// A TLS port before whatever is `behind`.
+pub async fn front_of(behind: String, pair: &Pair, clients: Option<&Authority>) -> u16 {
     let builder = rustls::ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .unwrap();
@@ -74,7 +79,7 @@ async fn front(server: &ScriptedRegistry, pair: &Pair, clients: Option<&Authorit
     let key = PrivateKeyDer::from_pem_slice(pair.key.as_bytes()).unwrap();
     let acceptor = TlsAcceptor::from(Arc::new(builder.with_single_cert(chain, key).unwrap()));
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-    let (port, behind) = (listener.local_addr().unwrap().port(), server.host());
+    let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             let (acceptor, behind) = (acceptor.clone(), behind.clone());
