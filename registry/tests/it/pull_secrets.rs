@@ -126,6 +126,12 @@ fn locked(password: &str) -> (ScriptedRegistry, String) {
     (server, digest)
 }
 
+/// Settings with a kubeconfig for one namespace.
+fn apiserver_at(kubeconfig: PathBuf) -> Config {
+    let namespaces = vec!["apps".to_owned()];
+    Config { pull_secrets: Some(KubernetesSecrets { kubeconfig: Some(kubeconfig), namespaces }), ..config() }
+}
+
 /// What the source says of the registry.
 async fn said(settings: Config, server: &ScriptedRegistry) -> LoginAnswer {
     let registry = Registry::new(settings).unwrap();
@@ -222,13 +228,18 @@ async fn what_the_apiserver_does_not_give_is_said_and_the_registry_asked_all_the
     let text =
         std::fs::read_to_string(&path).unwrap().replace(&apiserver.port.to_string(), &nobody.to_string());
     std::fs::write(&path, text).unwrap();
-    let gone = Config {
-        pull_secrets: Some(KubernetesSecrets { kubeconfig: Some(path), namespaces: vec!["apps".to_owned()] }),
-        ..config()
-    };
+    let gone = apiserver_at(path);
     let (_, blob) = open(&server, gone.clone(), &digest, Some(10));
     let error = blob.read(0..10, &options()).await.unwrap_err().to_string();
     assert!(error.contains("pull secrets: namespace apps: the apiserver is unreachable ("), "{error}");
     let (_, blob) = open(&open_server, gone, &digest, Some(10));
     blob.read(0..10, &options()).await.unwrap();
+    // Somebody is there and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let path = apiserver.kubeconfig(json!({ "token": TOKEN }));
+    let port = silent.local_addr().unwrap().port().to_string();
+    let text = std::fs::read_to_string(&path).unwrap().replace(&apiserver.port.to_string(), &port);
+    std::fs::write(&path, text).unwrap();
+    let answer = said(apiserver_at(path), &server).await;
+    assert!(answer.said.contains("unreachable (no answer within 3s)"), "{}", answer.said);
 }
