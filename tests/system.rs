@@ -29,6 +29,8 @@ use support::{
 mod endurance;
 #[path = "system/hosts.rs"]
 mod hosts;
+#[path = "system/logins.rs"]
+mod logins;
 #[path = "system/survival.rs"]
 mod survival;
 
