@@ -33,6 +33,8 @@ use url::{Url, form_urlencoded};
 const DEFAULT_LIFE: Duration = Duration::from_secs(60);
 /// A token is not used in its last seconds, nor in the last quarter of a shorter life.
 const MARGIN: Duration = Duration::from_secs(30);
+/// Logins shown one after the other for one request.
+pub(crate) const MAX_TURNS: usize = 8;
 const TOKEN_ANSWER_LIMIT: usize = 1 << 20;
 
 /// What is to be done in a repository.
@@ -160,24 +162,27 @@ impl Auth {
     pub(crate) async fn grant(&self, site: Site<'_>, deadline: Instant) -> Result<Option<Grant>, Cause> {
         let Some(challenge) = self.challenges.lock().get(&site.key()).cloned() else { return Ok(None) };
         let mut found = self.find(site, deadline).await?;
+        let mut turns = 1;
         loop {
-            let cause = match self.show(site, &challenge, &found, deadline).await {
-                Err(cause @ Cause::Denied { .. }) => cause,
+            let why = match self.show(site, &challenge, &found, deadline).await {
+                Err(Cause::Denied { tried, .. }) => tried,
                 outcome => return outcome,
             };
             // Nothing was sent to the host yet: the next login may be the one.
             let again = found.refused;
             self.keychain.refuse(site.place(), found.identity(), true);
             found = self.find(site, deadline).await?;
-            if again || found.refused {
+            if again || found.refused || turns == MAX_TURNS {
+                self.keychain.pardon(site.place());
                 // The host may ask for something else by now: let it say so again.
                 self.challenges.lock().remove(&site.key());
-                return Err(cause);
+                return Err(site.denied(format!("{}; {why}", found.tried)));
             }
+            turns += 1;
         }
     }
 
-    /// The header for one login.
+    /// The header for one login. A refusal says only why, not what else was tried.
     async fn show(
         &self,
         site: Site<'_>,
@@ -193,7 +198,7 @@ impl Auth {
                 at_once(basic(user, password))
             }
             (Challenge::Basic, Some(Credential::IdentityToken(_))) => {
-                Err(site.denied(format!("{}, an identity token, but the host wants a password", found.tried)))
+                Err(site.denied("an identity token was found, but the host wants a password".into()))
             }
             // What was refused before may be public by now.
             (Challenge::Basic, None) => Ok(None),
@@ -249,9 +254,11 @@ impl Auth {
         Ok(())
     }
 
-    /// The final refusal, saying what was tried.
+    /// The final refusal, saying what was tried. The next request begins with the first login again.
     pub(crate) async fn denied(&self, site: Site<'_>, deadline: Instant) -> Cause {
-        match self.find(site, deadline).await {
+        let found = self.find(site, deadline).await;
+        self.keychain.pardon(site.place());
+        match found {
             Ok(found) => site.denied(found.tried),
             Err(cause) => cause,
         }
@@ -360,7 +367,7 @@ impl Auth {
             Verdict::Deliver => {}
             Verdict::Later => return Err(transport::later(&response)),
             Verdict::Refused => {
-                return Err(site.denied(format!("{}; the token server {url} answered {status}", found.tried)));
+                return Err(site.denied(format!("the token server {url} answered {status}")));
             }
             _ => return Err(Cause::Nonsense(format!("the token server {url} answered {status}"))),
         }

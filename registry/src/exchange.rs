@@ -5,7 +5,7 @@
 //! the redirects it leads to. Reading (`fetch`) and pushing (`push`, `upload`) are both built from these two.
 
 use crate::Error;
-use crate::auth::{self, Auth, Grant, Site};
+use crate::auth::{self, Auth, Grant, MAX_TURNS, Site};
 use crate::config::Config;
 use crate::hosts::{self, Endpoint, HostBook, HostTag, Standing};
 use crate::origin::Capability;
@@ -22,8 +22,6 @@ use tokio::time::{Instant, sleep};
 
 /// Redirects followed for one request.
 const MAX_HOPS: usize = 3;
-/// Logins shown one after the other for one request.
-const MAX_RENEWALS: usize = 8;
 /// How long a host that refused an object is asked for it after the others.
 const DECLINED_FOR: Duration = Duration::from_secs(60);
 
@@ -239,7 +237,7 @@ impl Exchange {
             let shown = grant.is_some();
             self.auth.refused(site, grant, &arrival.response, deadline).await?;
             if renewals > 0 {
-                let other = shown && renewals < MAX_RENEWALS && self.auth.has_other(site, deadline).await?;
+                let other = shown && renewals < MAX_TURNS && self.auth.has_other(site, deadline).await?;
                 if !other {
                     return Err(self.auth.denied(site, deadline).await);
                 }

@@ -35,6 +35,8 @@ use std::fmt;
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// How long it is remembered that a program or a service has failed: one that hangs must not be waited for by every read.
+const FAILED: Duration = Duration::from_secs(10);
 /// How long a login that was refused is tried only after all others.
 const REFUSED_FOR: Duration = Duration::from_secs(300);
 /// Refusals remembered.
@@ -223,6 +225,14 @@ impl Keychain {
             refused.insert(key(place, identity), now + REFUSED_FOR);
         }
         self.sources.iter().for_each(|source| source.refuse(identity));
+    }
+
+    /// Forgets who was refused here: everybody was, which says nothing of who is to be tried first.
+    pub(crate) fn pardon(&self, place: Place<'_>) {
+        let here = |(host, repository, _): &(String, String, Identity)| {
+            host == place.host && repository == place.repository
+        };
+        self.refused.lock().retain(|refusal, _| !here(refusal));
     }
 
     fn is_refused(&self, place: Place<'_>, identity: Identity) -> bool {

@@ -97,7 +97,8 @@ fn reads_go_on_after_a_plugins_password_was_rotated_and_nothing_of_it_is_written
     let root = stand.lazurite.root();
     assert!(root.join("layers").is_dir());
     for kept in ["layers", "snapshots"] {
-        assert_eq!(holding(&root.join(kept), &secrets), [PathBuf::new(); 0]);
+        let found = holding(&root.join(kept), &secrets);
+        assert!(found.is_empty(), "{found:?}");
     }
 }
 

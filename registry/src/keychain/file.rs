@@ -10,7 +10,9 @@
 
 use super::kept::Kept;
 use super::watched::Watched;
-use super::{Answer, Credential, DOCKER_HUB, Identity, Place, decode_auth, helper, host_of, names_of};
+use super::{
+    Answer, Credential, DOCKER_HUB, FAILED, Identity, Place, decode_auth, helper, host_of, names_of,
+};
 use crate::config::{ContainersAuth, DockerConfig};
 use crate::secret::Secret;
 use serde::Deserialize;
@@ -40,7 +42,7 @@ pub(super) struct AuthFile {
     /// It is looked for where it usually is: that it is not there says nothing.
     usual: bool,
     /// By helper and server.
-    helped: Kept<(String, String), Option<Credential>>,
+    helped: Kept<(String, String), Result<Option<Credential>, String>>,
     /// Where helpers are, if not in the search path.
     helpers: Option<PathBuf>,
 }
@@ -163,22 +165,26 @@ impl AuthFile {
     async fn help(&self, name: &str, host: &str) -> Result<Option<Credential>, String> {
         let server = if DOCKER_HUB.contains(&host) { DOCKER_HUB_SERVER } else { host };
         let key = (name.to_owned(), server.to_owned());
-        if let Some(credential) = self.helped.get(&key) {
-            return Ok(credential);
+        if let Some(outcome) = self.helped.get(&key) {
+            return outcome;
         }
         let _turn = self.helped.turn(&key).await;
-        if let Some(credential) = self.helped.get(&key) {
-            return Ok(credential);
+        if let Some(outcome) = self.helped.get(&key) {
+            return outcome;
         }
-        let credential = helper::get(name, server, self.helpers.as_ref()).await?;
-        self.helped.put(key, credential.clone(), HELPED);
-        Ok(credential)
+        let outcome = helper::get(name, server, self.helpers.as_ref()).await;
+        self.helped.put(key, outcome.clone(), if outcome.is_ok() { HELPED } else { FAILED });
+        outcome
     }
 
     /// The file is read anew, and helpers are asked anew for what was refused.
     pub(super) fn refuse(&self, identity: Identity) {
         self.file.forget();
-        self.helped.refuse(|credential| Identity::of(credential.as_ref()) == identity);
+        // A failure ends by itself.
+        let gave = |outcome: &Result<Option<Credential>, String>| {
+            outcome.as_ref().is_ok_and(|credential| Identity::of(credential.as_ref()) == identity)
+        };
+        self.helped.refuse(gave);
     }
 }
 

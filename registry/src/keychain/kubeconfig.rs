@@ -4,6 +4,7 @@
 //! `auth-provider`) is named and refused, since a read waits for this. The format is Kubernetes' `clientcmd/api/v1`.
 
 use super::parse_yaml;
+use super::watched::contents;
 use crate::secret::Secret;
 use crate::tls::{TlsSettings, Verification};
 use base64::Engine as _;
@@ -85,8 +86,7 @@ pub(super) fn usual_path() -> PathBuf {
 ///
 /// What cannot be used, to follow the file's name; no value is repeated.
 pub(super) async fn read(path: &Path) -> Result<Cluster, String> {
-    let text = tokio::fs::read(path).await.map_err(|error| format!("cannot be read ({error})"))?;
-    let file: File = parse_yaml(&text)?;
+    let file: File = parse_yaml(&contents(path).await?)?;
     let name = &file.current_context;
     let context = named(&file.contexts, name).ok_or("has no current-context among its contexts")?;
     let cluster = named(&file.clusters, &context.cluster).ok_or("has no cluster for its current-context")?;
@@ -154,8 +154,7 @@ impl Files<'_> {
 
     async fn read(&self, file: &Path) -> Result<Vec<u8>, String> {
         let path = self.0.join(file);
-        let read = tokio::fs::read(&path).await;
-        read.map_err(|error| format!("names {}, which cannot be read ({error})", path.display()))
+        contents(&path).await.map_err(|why| format!("names {}, which {why}", path.display()))
     }
 }
 

@@ -12,7 +12,7 @@ mod config;
 use super::kept::Kept;
 use super::program::{self, Said};
 use super::watched::Watched;
-use super::{Answer, Credential, Identity, Place, pattern};
+use super::{Answer, Credential, FAILED, Identity, Place, pattern};
 use crate::config::KubeletPlugins;
 use crate::secret::Secret;
 use config::{Provider, Settings, duration};
@@ -22,9 +22,6 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::process::Command;
-
-/// How long it is remembered that a program failed. One that hangs must not be waited for by every read.
-const FAILED: Duration = Duration::from_secs(10);
 
 /// The plugins that a file names.
 #[derive(Debug)]

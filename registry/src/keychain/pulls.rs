@@ -94,7 +94,7 @@ impl PullCredentials {
     /// # Errors
     ///
     /// [`Error::BadReference`]; [`Error::BadLogin`] for a login that nothing can be made of.
-    pub fn remember(&self, image: &str, login: &PullLogin) -> Result<(), Error> {
+    pub fn remember(&self, image: &str, login: PullLogin) -> Result<(), Error> {
         let key = key_of(image)?;
         let meant = host_of(&login.server_address);
         if !meant.is_empty() && canonical(meant) != key.0 {
@@ -176,8 +176,8 @@ mod tests {
     #[test]
     fn a_login_serves_its_repository_only() {
         let pulls = PullCredentials::default();
-        pulls.remember("r.example:5000/team/app:v1", &login("one")).unwrap();
-        pulls.remember("nginx", &login("hub")).unwrap();
+        pulls.remember("r.example:5000/team/app:v1", login("one")).unwrap();
+        pulls.remember("nginx", login("hub")).unwrap();
         for (host, repository, expected) in [
             ("r.example:5000", "team/app", &["one"][..]),
             ("r.example:5000", "team/other", &[]),
@@ -191,22 +191,22 @@ mod tests {
         }
         pulls.forget("r.example:5000/team/app@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef").unwrap();
         assert!(users(&pulls, "r.example:5000", "team/app").is_empty());
-        assert!(matches!(pulls.remember("http://x", &login("x")), Err(Error::BadReference { .. })));
+        assert!(matches!(pulls.remember("http://x", login("x")), Err(Error::BadReference { .. })));
     }
 
     #[test]
     fn the_newest_comes_first_and_few_are_kept() {
         let pulls = PullCredentials::default();
         for user in ["a", "b", "a", "c"] {
-            pulls.remember("r.example/app", &login(user)).unwrap();
+            pulls.remember("r.example/app", login(user)).unwrap();
         }
         assert_eq!(users(&pulls, "r.example", "app"), ["c", "a", "b"]);
         for n in 0..10 {
-            pulls.remember("r.example/app", &login(&n.to_string())).unwrap();
+            pulls.remember("r.example/app", login(&n.to_string())).unwrap();
         }
         assert_eq!(users(&pulls, "r.example", "app"), ["9", "8", "7", "6"]);
         for n in 0..MAX_REPOSITORIES {
-            pulls.remember(&format!("r.example/n{n}"), &login("x")).unwrap();
+            pulls.remember(&format!("r.example/n{n}"), login("x")).unwrap();
             users(&pulls, "r.example", "app");
         }
         assert_eq!(pulls.0.lock().logins.len(), MAX_REPOSITORIES);
@@ -250,7 +250,7 @@ mod tests {
         ] {
             let pulls = PullCredentials::default();
             let login = PullLogin { server_address: address.into(), ..login("u") };
-            pulls.remember(image, &login).unwrap();
+            pulls.remember(image, login).unwrap();
             assert_eq!(pulls.0.lock().logins.len(), usize::from(kept), "{image} {address}");
         }
     }

@@ -9,7 +9,7 @@
 
 use super::file::Entry;
 use super::kept::Kept;
-use super::{Answer, Credential, Identity, Place, kubeconfig, pattern};
+use super::{Answer, Credential, FAILED, Identity, Place, kubeconfig, pattern};
 use crate::config::KubernetesSecrets;
 use crate::transport::{Transport, describe};
 use base64::Engine as _;
@@ -25,8 +25,6 @@ use std::time::Duration;
 const LIMIT: Duration = Duration::from_secs(3);
 /// How long a list is used again; one that had what was refused is dropped.
 const KEPT: Duration = Duration::from_secs(60);
-/// How long it is remembered that there is none.
-const FAILED: Duration = Duration::from_secs(10);
 /// Bytes of one list, at most.
 const MAX_LIST: usize = 16 << 20;
 /// Secrets of one namespace and type that are looked at.

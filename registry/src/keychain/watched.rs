@@ -46,20 +46,32 @@ impl<T> Watched<T> {
     ///
     /// In words to follow the file's name, what `parse` says among them.
     pub(super) async fn read(&self, parse: impl Fn(&[u8]) -> Result<T, String>) -> Result<Arc<T>, String> {
-        let unreadable = |error: std::io::Error| format!("cannot be read ({error})");
         let metadata = tokio::fs::metadata(&self.path).await.map_err(unreadable)?;
         let version = (metadata.modified().map_err(unreadable)?, metadata.len());
         if let Some(parsed) = self.parsed.lock().as_ref().filter(|parsed| parsed.version == version) {
             return Ok(parsed.value.clone());
         }
-        let file = tokio::fs::File::open(&self.path).await.map_err(unreadable)?;
-        let mut text = Vec::new();
-        file.take(MAX_SIZE + 1).read_to_end(&mut text).await.map_err(unreadable)?;
-        if text.len() as u64 > MAX_SIZE {
-            return Err("is larger than 4 MiB".to_owned());
-        }
-        let value = Arc::new(parse(&text)?);
+        let value = Arc::new(parse(&contents(&self.path).await?)?);
         *self.parsed.lock() = Some(Parsed { version, value: value.clone() });
         Ok(value)
     }
+}
+
+/// All of a file.
+///
+/// # Errors
+///
+/// In words to follow the file's name: it cannot be read, or is larger than 4 MiB.
+pub(super) async fn contents(path: &Path) -> Result<Vec<u8>, String> {
+    let file = tokio::fs::File::open(path).await.map_err(unreadable)?;
+    let mut text = Vec::new();
+    file.take(MAX_SIZE + 1).read_to_end(&mut text).await.map_err(unreadable)?;
+    if text.len() as u64 > MAX_SIZE {
+        return Err("is larger than 4 MiB".to_owned());
+    }
+    Ok(text)
+}
+
+fn unreadable(error: std::io::Error) -> String {
+    format!("cannot be read ({error})")
 }

@@ -46,7 +46,7 @@ async fn nothing_secret_is_printed() {
     settings.hosts.get_mut(&host).unwrap().mirrors[0].headers = vec![("X-Pass".into(), HEADER.into())];
 
     let pulls = PullCredentials::default();
-    pulls.remember(&reference(&origin).to_string(), &brought("ann", PULL)).unwrap();
+    pulls.remember(&reference(&origin).to_string(), brought("ann", PULL)).unwrap();
     let plugin = Plugin::new("Image");
     plugin.knows(&host, "ann", PLUGIN);
     settings.pull_credentials = Some(pulls.clone());
