@@ -13,7 +13,7 @@
 //! identity tokens.
 
 use crate::challenge::{self, Challenge};
-use crate::config::Config;
+use crate::config::{Config, LONGEST};
 use crate::hosts::{Endpoint, HostTag};
 use crate::keychain::{Credential, Found, Identity, Keychain, Place};
 use crate::retry::{Cause, Verdict, classify};
@@ -95,8 +95,9 @@ impl Site<'_> {
 pub(crate) struct Grant {
     header: HeaderValue,
     identity: Identity,
-    /// Nothing but the identity can be the reason of a refusal: no token is older than the request.
-    proves: bool,
+    /// A refusal before this can have no other reason than the identity: no token that is older than the request, or
+    /// that has ended on the way, was shown.
+    proves_until: Instant,
     token: Option<(Arc<Slot>, Secret)>,
 }
 
@@ -191,7 +192,8 @@ impl Auth {
         deadline: Instant,
     ) -> Result<Option<Grant>, Cause> {
         let identity = found.identity();
-        let at_once = |header| Ok(Some(Grant { header, identity, proves: true, token: None }));
+        let proves_until = Instant::now() + LONGEST;
+        let at_once = |header| Ok(Some(Grant { header, identity, proves_until, token: None }));
         match (challenge, &found.credential) {
             (_, Some(Credential::AccessToken(token))) => at_once(bearer(token)?),
             (Challenge::Basic, Some(Credential::Password { user, password })) => {
@@ -242,7 +244,7 @@ impl Auth {
         }
         if let Some(grant) = grant {
             self.transport.counters.auth_refresh();
-            self.keychain.refuse(site.place(), grant.identity, grant.proves);
+            self.keychain.refuse(site.place(), grant.identity, Instant::now() < grant.proves_until);
             if let Some((slot, refused)) = grant.token {
                 let mut state = timeout_at(deadline, slot.state.lock()).await.map_err(|_| waited())?;
                 // Another reader may have replaced it meanwhile.
@@ -294,7 +296,8 @@ impl Auth {
         };
         let failures = slot.failures.load(Ordering::Acquire);
         let mut state = timeout_at(deadline, slot.state.lock()).await.map_err(|_| waited())?;
-        let fetched = state.live(Instant::now()).is_none();
+        let now = Instant::now();
+        let fetched = state.live(now).is_none();
         if fetched {
             if let Some(failure) = &state.failure
                 && slot.failures.load(Ordering::Acquire) != failures
@@ -313,9 +316,10 @@ impl Auth {
                 }
             }
         }
-        let value = state.token.as_ref().map(|token| token.value.clone()).ok_or_else(waited)?;
+        let token = state.token.as_ref().ok_or_else(waited)?;
+        let (value, proves_until) = (token.value.clone(), if fetched { token.usable_until } else { now });
         drop(state);
-        Ok(Grant { header: bearer(&value)?, identity, proves: fetched, token: Some((slot, value)) })
+        Ok(Grant { header: bearer(&value)?, identity, proves_until, token: Some((slot, value)) })
     }
 
     async fn fetch(

@@ -9,7 +9,7 @@
 //! a repository, and the longest counts.
 
 use super::kept::Kept;
-use super::watched::Watched;
+use super::watched::{Unread, Watched};
 use super::{
     Answer, Credential, DOCKER_HUB, FAILED, Identity, Place, decode_auth, helper, host_of, names_of,
 };
@@ -117,14 +117,17 @@ impl AuthFile {
     /// A missing or unreadable file is no error: the next source is asked, and if the request is refused in the end, the
     /// message says what was wrong with the file.
     pub(super) async fn answer(&self, place: Place<'_>) -> Answer {
-        let quiet = self.usual && !self.file.exists().await;
         // serde_json's message may quote a value of the wrong type: only the place is passed on.
         let parse = |text: &[u8]| {
             serde_json::from_slice(text)
                 .map_err(|e| format!("is not valid (line {}, column {})", e.line(), e.column()))
         };
+        let mut quiet = false;
         let (credential, said) = match self.file.read(parse).await {
-            Err(why) => (None, why),
+            Err(Unread { why, missing }) => {
+                quiet = missing && self.usual;
+                (None, why)
+            }
             Ok(contents) => self.find_in(&contents, place).await,
         };
         let source = format!("{} {}", self.name, self.file.path().display());

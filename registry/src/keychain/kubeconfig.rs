@@ -86,7 +86,7 @@ pub(super) fn usual_path() -> PathBuf {
 ///
 /// What cannot be used, to follow the file's name; no value is repeated.
 pub(super) async fn read(path: &Path) -> Result<Cluster, String> {
-    let file: File = parse_yaml(&contents(path).await?)?;
+    let file: File = parse_yaml(&contents(path).await.map_err(|unread| unread.why)?)?;
     let name = &file.current_context;
     let context = named(&file.contexts, name).ok_or("has no current-context among its contexts")?;
     let cluster = named(&file.clusters, &context.cluster).ok_or("has no cluster for its current-context")?;
@@ -154,7 +154,7 @@ impl Files<'_> {
 
     async fn read(&self, file: &Path) -> Result<Vec<u8>, String> {
         let path = self.0.join(file);
-        contents(&path).await.map_err(|why| format!("names {}, which {why}", path.display()))
+        contents(&path).await.map_err(|unread| format!("names {}, which {}", path.display(), unread.why))
     }
 }
 

@@ -109,7 +109,7 @@ impl Plugins {
     async fn ask(&self, image: &str) -> (Vec<Credential>, String) {
         let settings = match self.settings.read(config::parse).await {
             Ok(settings) => settings,
-            Err(why) => return (Vec::new(), format!("{} {why}", self.settings.path().display())),
+            Err(unread) => return (Vec::new(), format!("{} {}", self.settings.path().display(), unread.why)),
         };
         let (mut credentials, mut said) = (Vec::new(), Vec::new());
         let fitting =

@@ -1,6 +1,7 @@
 //! A file that is parsed again when it has changed.
 
 use parking_lot::Mutex;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -31,10 +32,6 @@ impl<T> Watched<T> {
         &self.path
     }
 
-    pub(super) async fn exists(&self) -> bool {
-        tokio::fs::try_exists(&self.path).await.unwrap_or(true)
-    }
-
     /// Reads it at the next look, changed or not.
     pub(super) fn forget(&self) {
         *self.parsed.lock() = None;
@@ -44,16 +41,33 @@ impl<T> Watched<T> {
     ///
     /// # Errors
     ///
-    /// In words to follow the file's name, what `parse` says among them.
-    pub(super) async fn read(&self, parse: impl Fn(&[u8]) -> Result<T, String>) -> Result<Arc<T>, String> {
-        let metadata = tokio::fs::metadata(&self.path).await.map_err(unreadable)?;
-        let version = (metadata.modified().map_err(unreadable)?, metadata.len());
+    /// What `parse` says is among them.
+    pub(super) async fn read(&self, parse: impl Fn(&[u8]) -> Result<T, String>) -> Result<Arc<T>, Unread> {
+        let metadata = tokio::fs::metadata(&self.path).await?;
+        let version = (metadata.modified()?, metadata.len());
         if let Some(parsed) = self.parsed.lock().as_ref().filter(|parsed| parsed.version == version) {
             return Ok(parsed.value.clone());
         }
-        let value = Arc::new(parse(&contents(&self.path).await?)?);
+        let parsed = parse(&contents(&self.path).await?);
+        let value = Arc::new(parsed.map_err(|why| Unread { why, missing: false })?);
         *self.parsed.lock() = Some(Parsed { version, value: value.clone() });
         Ok(value)
+    }
+}
+
+/// Why a file is of no use.
+#[derive(Debug)]
+pub(super) struct Unread {
+    /// In words to follow its name.
+    pub(super) why: String,
+    /// There is none.
+    pub(super) missing: bool,
+}
+
+impl From<io::Error> for Unread {
+    fn from(error: io::Error) -> Self {
+        let missing = error.kind() == io::ErrorKind::NotFound;
+        Self { why: format!("cannot be read ({error})"), missing }
     }
 }
 
@@ -61,17 +75,13 @@ impl<T> Watched<T> {
 ///
 /// # Errors
 ///
-/// In words to follow the file's name: it cannot be read, or is larger than 4 MiB.
-pub(super) async fn contents(path: &Path) -> Result<Vec<u8>, String> {
-    let file = tokio::fs::File::open(path).await.map_err(unreadable)?;
+/// It cannot be read, or is larger than 4 MiB.
+pub(super) async fn contents(path: &Path) -> Result<Vec<u8>, Unread> {
+    let file = tokio::fs::File::open(path).await?;
     let mut text = Vec::new();
-    file.take(MAX_SIZE + 1).read_to_end(&mut text).await.map_err(unreadable)?;
+    file.take(MAX_SIZE + 1).read_to_end(&mut text).await?;
     if text.len() as u64 > MAX_SIZE {
-        return Err("is larger than 4 MiB".to_owned());
+        return Err(Unread { why: "is larger than 4 MiB".to_owned(), missing: false });
     }
     Ok(text)
-}
-
-fn unreadable(error: std::io::Error) -> String {
-    format!("cannot be read ({error})")
 }
