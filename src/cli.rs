@@ -521,6 +521,8 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
 #[command(after_help = "Examples:\n  \
     lazurite login-check registry.example.com/app:1.0\n  \
     lazurite login-check --json docker.io/library/busybox\n\n\
+    Every source of logins is shown with what it says, in the order they are asked. The first login\n\
+    that is let in counts.\n\
     Logins are looked up as the daemon does if it runs as the same user. No secret is printed.\n\
     Exit status 1 if the registry does not give the manifest.")]
 pub struct LoginCheckArgs {

@@ -72,8 +72,14 @@ section! {
         registry: RegistryHosts,
         /// Registries and mirrors.
         resolver: Resolver,
-        /// Credentials.
+        /// Logins of kubelet's plugins.
+        kubelet_plugins: KubeletPlugins,
+        /// Logins in docker's file.
         docker_config: DockerConfig,
+        /// Logins in the containers tools' files.
+        containers_auth: ContainersAuth,
+        /// Logins in secrets of Kubernetes.
+        kubeconfig_keychain: KubeconfigKeychain,
         /// The logins of pods.
         cri_keychain: CriKeychain,
         /// The additional layer store.
@@ -195,8 +201,23 @@ section! {
 }
 
 section! {
-    /// Credentials. They are looked up when a registry asks for them, so a new login is seen without a restart.
+    /// Logins, from here on, in the order in which sources are asked for them: when a registry wants one, so that a new
+    /// login is seen without a restart, and anew when one is refused. `lazurite login-check` shows what each source says.
+    /// First kubelet's credential provider plugins, as kubelet is told of them: both keys or none.
+    "kubelet_plugins" => KubeletPlugins {
+        /// kubelet's --image-credential-provider-config: the file that names the plugins. Empty: none are asked. An answer
+        /// that is not to be kept (cacheDuration 0) is used for 2 seconds. Providers with tokenAttributes are passed over.
+        config: PathBuf = PathBuf::new(),
+        /// kubelet's --image-credential-provider-bin-dir: the directory with the programs.
+        bin_dir: PathBuf = PathBuf::new(),
+    }
+}
+
+section! {
+    /// Docker's configuration file, with the credential helpers that it names.
     "docker_config" => DockerConfig {
+        /// Whether it is looked at.
+        enable: bool = true,
         /// The docker configuration file with logins. Empty: $DOCKER_CONFIG/config.json if that is set, else
         /// ~/.docker/config.json of the user the daemon runs as.
         path: PathBuf = PathBuf::new(),
@@ -206,6 +227,7 @@ section! {
 section! {
     /// The logins of pods (image pull secrets), which containerd does not pass on: the kubelet is pointed at a socket of
     /// the daemon (--image-service-endpoint), which passes everything on to containerd and remembers the logins it sees.
+    /// They are the first that are used.
     "cri_keychain" => CriKeychain {
         /// Serve that socket.
         enable_keychain: bool = false,
@@ -213,6 +235,32 @@ section! {
         listen_path: PathBuf = PathBuf::from("/run/lazurite/cri.sock"),
         /// containerd's socket. That of k3s and RKE2 is /run/k3s/containerd/containerd.sock.
         image_service_path: PathBuf = PathBuf::from(DEFAULT_ADDRESS),
+    }
+}
+
+section! {
+    /// The file in which podman, buildah and skopeo keep logins. Its keys may be namespaces and repositories; the longest
+    /// counts.
+    "containers_auth" => ContainersAuth {
+        /// Whether it is looked at.
+        enable: bool = true,
+        /// The file. Empty: $REGISTRY_AUTH_FILE if that is set, else $XDG_RUNTIME_DIR/containers/auth.json,
+        /// /run/containers/UID/auth.json and ~/.config/containers/auth.json, one after the other.
+        path: PathBuf = PathBuf::new(),
+    }
+}
+
+section! {
+    /// Secrets of the types kubernetes.io/dockerconfigjson and kubernetes.io/dockercfg. Any of them that fits an image's
+    /// name may be used for it, whichever pod it is for.
+    "kubeconfig_keychain" => KubeconfigKeychain {
+        /// Ask an apiserver for secrets. A list is used for a minute, and a read waits for it 3 seconds at most.
+        enable_keychain: bool = false,
+        /// How it is reached: a kubeconfig file with a client certificate, a token or a tokenFile. Empty: $KUBECONFIG, else
+        /// ~/.kube/config.
+        kubeconfig_path: PathBuf = PathBuf::new(),
+        /// The namespaces whose secrets are used; the user of the kubeconfig file must be allowed to list them there.
+        namespaces: Vec<String> = Vec::new(),
     }
 }
 
@@ -260,7 +308,10 @@ impl Config {
             self.blob.section(),
             self.registry.section(),
             self.resolver.section(),
+            self.kubelet_plugins.section(),
             self.docker_config.section(),
+            self.containers_auth.section(),
+            self.kubeconfig_keychain.section(),
             self.cri_keychain.section(),
             self.store.section(),
         ]

@@ -47,7 +47,7 @@ pub fn settings<'a>(
     }
     let login = wishes.user.map(|user| Login::new(host, user)).transpose()?;
     if let Some(login) = &login {
-        settings.docker_config = registry::DockerConfig::File(login.path());
+        settings = settings.only_docker_config(login.path());
     }
     Ok((settings, login))
 }

@@ -24,7 +24,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use fusefs::Plane;
-use registry::Registry;
+use registry::{PullCredentials, Registry};
 use rustix::fs::FlockOperation;
 use rustix::process::{Pid, Signal};
 use snapshotter::{Remote, Snapshotter};
@@ -63,17 +63,18 @@ pub fn run(config: &Config, others: Others) -> anyhow::Result<()> {
     let prepared = async {
         let registry = Registry::new(config.registry()).context("setting up the registry client")?;
         let overlay = snapshotter::Config::new(&root).overlay;
+        let pulls = registry.pull_credentials();
         let plane = Plane::start(plane::settings(config, &root, overlay), registry)
             .with_context(|| format!("setting up {}", root.display()))?;
         let known = match others {
             Others::Stop => restore::open_ahead(&plane, &config.address, &root).await,
             Others::Refuse => Vec::new(),
         };
-        anyhow::Ok((plane, known))
+        anyhow::Ok((plane, known, pulls))
     };
-    let (plane, known) = runtime.block_on(prepared)?;
+    let (plane, known, pulls) = runtime.block_on(prepared)?;
     let _lock = lock(&root, others)?;
-    let result = runtime.block_on(serve(config, &root, plane, known));
+    let result = runtime.block_on(serve(config, &root, plane, known, pulls));
     if let Ok(Mount::Left) = result {
         // What readers wait for was not answered: giving it up would be an error to them, ending is a pause.
         std::process::exit(0);
@@ -91,7 +92,14 @@ enum Mount {
     Gone,
 }
 
-async fn serve(config: &Config, root: &Path, plane: Arc<Plane>, known: Vec<Remote>) -> anyhow::Result<Mount> {
+/// `pulls` is where logins go that the kubelet sends, if they are to be seen.
+async fn serve(
+    config: &Config,
+    root: &Path,
+    plane: Arc<Plane>,
+    known: Vec<Remote>,
+    pulls: Option<PullCredentials>,
+) -> anyhow::Result<Mount> {
     let settings = snapshotter::Config::new(root);
     let mount = || {
         plane
@@ -119,10 +127,14 @@ async fn serve(config: &Config, root: &Path, plane: Arc<Plane>, known: Vec<Remot
         }
     };
     let keychain = &config.cri_keychain;
-    if keychain.enable_keychain {
+    if let Some(pulls) = pulls {
         let listener = listen(&keychain.listen_path, "cri_keychain.listen_path another value").await?;
         let containerd = keychain.image_service_path.clone();
-        let on_pull = Arc::new(|_: &str, _: cri::PullLogin| {});
+        let on_pull = Arc::new(move |image: &str, login| {
+            if let Err(error) = pulls.remember(image, login) {
+                tracing::warn!(image, %error, "the login of a pull cannot be used");
+            }
+        });
         tokio::spawn(cri::serve(listener, containerd, on_pull, shutdown()));
     }
     let snapshotter = Arc::new(Snapshotter::open(settings, Arc::new(plane::Port::new(plane.clone(), root)))?);

@@ -31,6 +31,8 @@ mod cri;
 mod endurance;
 #[path = "system/hosts.rs"]
 mod hosts;
+#[path = "system/logins.rs"]
+mod logins;
 #[path = "system/podman.rs"]
 mod podman;
 #[path = "system/store.rs"]

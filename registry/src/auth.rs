@@ -2,8 +2,9 @@
 //!
 //! A host's challenge is remembered per repository and access, so later requests are authorized at once. Tokens are
 //! keyed by host, realm, service, scope and identity, fetched by one task while the others wait for it
-//! (single-flight), and used until shortly before they expire. A refusal (401 or 403) drops the token and
-//! the parsed docker config; the next [`Auth::grant`] fetches both anew.
+//! (single-flight), and used until shortly before they expire. A refusal (401 or 403) drops the token and what
+//! the [`Keychain`] keeps of the login; the next [`Auth::grant`] fetches both anew. Who was refused with a token that was
+//! new, or by the token server, is passed over for another login, if there is one.
 //!
 //! Invariants: challenges are taken only from the host that was asked, never from a redirect's target;
 //! credentials go to that host, or to the realm it names, and not over plain http if the host speaks https.
@@ -12,9 +13,9 @@
 //! identity tokens.
 
 use crate::challenge::{self, Challenge};
-use crate::config::DockerConfig;
-use crate::credentials::{Credential, Credentials, Found, Identity};
+use crate::config::{Config, LONGEST};
 use crate::hosts::{Endpoint, HostTag};
+use crate::keychain::{Credential, Found, Identity, Keychain, Place};
 use crate::retry::{Cause, Verdict, classify};
 use crate::secret::{Secret, SignedUrl};
 use crate::transport::{self, Transport};
@@ -32,6 +33,8 @@ use url::{Url, form_urlencoded};
 const DEFAULT_LIFE: Duration = Duration::from_secs(60);
 /// A token is not used in its last seconds, nor in the last quarter of a shorter life.
 const MARGIN: Duration = Duration::from_secs(30);
+/// Logins shown one after the other for one request.
+pub(crate) const MAX_TURNS: usize = 8;
 const TOKEN_ANSWER_LIMIT: usize = 1 << 20;
 
 /// What is to be done in a repository.
@@ -79,6 +82,10 @@ impl Site<'_> {
         (self.endpoint.base.clone(), self.repository.to_owned(), self.access.clone())
     }
 
+    fn place(&self) -> Place<'_> {
+        Place { host: &self.endpoint.login, repository: self.repository }
+    }
+
     fn denied(&self, tried: String) -> Cause {
         Cause::Denied { host: self.endpoint.tag.to_string(), tried }
     }
@@ -87,6 +94,10 @@ impl Site<'_> {
 /// An `Authorization` header and where it came from.
 pub(crate) struct Grant {
     header: HeaderValue,
+    identity: Identity,
+    /// A refusal before this can have no other reason than the identity: no token that is older than the request, or
+    /// that has ended on the way, was shown.
+    proves_until: Instant,
     token: Option<(Arc<Slot>, Secret)>,
 }
 
@@ -133,16 +144,16 @@ struct Token {
 /// All authorization state of the process.
 pub(crate) struct Auth {
     transport: Transport,
-    credentials: Credentials,
+    pub(crate) keychain: Keychain,
     challenges: Mutex<HashMap<(Url, String, Access), Challenge>>,
     slots: Mutex<HashMap<TokenKey, Arc<Slot>>>,
 }
 
 impl Auth {
-    pub(crate) fn new(transport: Transport, docker_config: &DockerConfig) -> Self {
+    pub(crate) fn new(transport: Transport, config: &Config) -> Self {
         Self {
+            keychain: Keychain::new(config, &transport),
             transport,
-            credentials: Credentials::new(docker_config),
             challenges: Mutex::default(),
             slots: Mutex::default(),
         }
@@ -151,29 +162,58 @@ impl Auth {
     /// What to send with a request to `site`: nothing until the host has asked for something.
     pub(crate) async fn grant(&self, site: Site<'_>, deadline: Instant) -> Result<Option<Grant>, Cause> {
         let Some(challenge) = self.challenges.lock().get(&site.key()).cloned() else { return Ok(None) };
-        let found = self.find(site, deadline).await?;
-        match challenge {
-            Challenge::Basic => match &found.credential {
-                Some(Credential::Password { user, password }) => {
-                    Ok(Some(Grant { header: basic(user, password), token: None }))
-                }
-                Some(Credential::IdentityToken(_)) => {
-                    Err(site
-                        .denied(format!("{}, an identity token, but the host wants a password", found.tried)))
-                }
-                // What was refused before may be public by now.
-                None => Ok(None),
-            },
-            Challenge::Bearer { realm, service, scope } => {
-                let scope = site.access.scope(site.repository, scope);
+        let mut found = self.find(site, deadline).await?;
+        let mut turns = 1;
+        loop {
+            let why = match self.show(site, &challenge, &found, deadline).await {
+                Err(Cause::Denied { tried, .. }) => tried,
+                outcome => return outcome,
+            };
+            // Nothing was sent to the host yet: the next login may be the one.
+            let again = found.refused;
+            self.keychain.refuse(site.place(), found.identity(), true);
+            found = self.find(site, deadline).await?;
+            if again || found.refused || turns == MAX_TURNS {
+                self.keychain.pardon(site.place());
+                // The host may ask for something else by now: let it say so again.
+                self.challenges.lock().remove(&site.key());
+                return Err(site.denied(format!("{}; {why}", found.tried)));
+            }
+            turns += 1;
+        }
+    }
+
+    /// The header for one login. A refusal says only why, not what else was tried.
+    async fn show(
+        &self,
+        site: Site<'_>,
+        challenge: &Challenge,
+        found: &Found,
+        deadline: Instant,
+    ) -> Result<Option<Grant>, Cause> {
+        let identity = found.identity();
+        let proves_until = Instant::now() + LONGEST;
+        let at_once = |header| Ok(Some(Grant { header, identity, proves_until, token: None }));
+        match (challenge, &found.credential) {
+            (_, Some(Credential::AccessToken(token))) => at_once(bearer(token)?),
+            (Challenge::Basic, Some(Credential::Password { user, password })) => {
+                at_once(basic(user, password))
+            }
+            (Challenge::Basic, Some(Credential::IdentityToken(_))) => {
+                Err(site.denied("an identity token was found, but the host wants a password".into()))
+            }
+            // What was refused before may be public by now.
+            (Challenge::Basic, None) => Ok(None),
+            (Challenge::Bearer { realm, service, scope }, _) => {
+                let scope = site.access.scope(site.repository, scope.clone());
                 let key = TokenKey {
                     host: site.endpoint.tag.clone(),
-                    realm,
-                    service,
+                    realm: realm.clone(),
+                    service: service.clone(),
                     scope,
-                    identity: found.identity(),
+                    identity,
                 };
-                self.token(site, key, &found, deadline).await.map(Some)
+                self.token(site, key, found, deadline).await.map(Some)
             }
         }
     }
@@ -204,7 +244,7 @@ impl Auth {
         }
         if let Some(grant) = grant {
             self.transport.counters.auth_refresh();
-            self.credentials.forget();
+            self.keychain.refuse(site.place(), grant.identity, Instant::now() < grant.proves_until);
             if let Some((slot, refused)) = grant.token {
                 let mut state = timeout_at(deadline, slot.state.lock()).await.map_err(|_| waited())?;
                 // Another reader may have replaced it meanwhile.
@@ -216,22 +256,24 @@ impl Auth {
         Ok(())
     }
 
-    /// The final refusal, saying what was tried.
+    /// The final refusal, saying what was tried. The next request begins with the first login again.
     pub(crate) async fn denied(&self, site: Site<'_>, deadline: Instant) -> Cause {
-        match self.find(site, deadline).await {
+        let found = self.find(site, deadline).await;
+        self.keychain.pardon(site.place());
+        match found {
             Ok(found) => site.denied(found.tried),
             Err(cause) => cause,
         }
     }
 
-    /// The login that would be shown to a host.
-    pub(crate) async fn look_up(&self, login: &str) -> Found {
-        self.credentials.find(login).await
+    /// Whether there is a login that the host has not refused.
+    pub(crate) async fn has_other(&self, site: Site<'_>, deadline: Instant) -> Result<bool, Cause> {
+        Ok(!self.find(site, deadline).await?.refused)
     }
 
     async fn find(&self, site: Site<'_>, deadline: Instant) -> Result<Found, Cause> {
-        let found = self.credentials.find(&site.endpoint.login);
-        timeout_at(deadline, found).await.map_err(|_| Cause::Silent("reading the docker config".into()))
+        let found = self.keychain.find(site.place());
+        timeout_at(deadline, found).await.map_err(|_| Cause::Silent("asking for a login".into()))
     }
 
     async fn token(
@@ -242,6 +284,7 @@ impl Auth {
         deadline: Instant,
     ) -> Result<Grant, Cause> {
         let (realm, service, scope) = (key.realm.clone(), key.service.clone(), key.scope.clone());
+        let identity = key.identity;
         let slot = {
             let mut slots = self.slots.lock();
             if !slots.contains_key(&key) {
@@ -253,7 +296,9 @@ impl Auth {
         };
         let failures = slot.failures.load(Ordering::Acquire);
         let mut state = timeout_at(deadline, slot.state.lock()).await.map_err(|_| waited())?;
-        if state.live(Instant::now()).is_none() {
+        let now = Instant::now();
+        let fetched = state.live(now).is_none();
+        if fetched {
             if let Some(failure) = &state.failure
                 && slot.failures.load(Ordering::Acquire) != failures
             {
@@ -262,10 +307,6 @@ impl Auth {
             match self.fetch(site, &realm, service.as_deref(), &scope, found, deadline).await {
                 Ok(token) => *state = SlotState { token: Some(token), failure: None },
                 Err(cause) => {
-                    // The host may ask for something else by now: let it say so again.
-                    if matches!(cause, Cause::Denied { .. }) {
-                        self.challenges.lock().remove(&site.key());
-                    }
                     // A deadline of ours says nothing to those whose deadline is later.
                     if Instant::now() < deadline {
                         state.failure = Some(cause.clone());
@@ -275,11 +316,10 @@ impl Auth {
                 }
             }
         }
-        let value = state.token.as_ref().map(|token| token.value.clone()).ok_or_else(waited)?;
+        let token = state.token.as_ref().ok_or_else(waited)?;
+        let (value, proves_until) = (token.value.clone(), if fetched { token.usable_until } else { now });
         drop(state);
-        let header = sensitive(format!("Bearer {}", value.expose()))
-            .ok_or_else(|| Cause::Nonsense("the token has characters a header must not have".into()))?;
-        Ok(Grant { header, token: Some((slot, value)) })
+        Ok(Grant { header: bearer(&value)?, identity, proves_until, token: Some((slot, value)) })
     }
 
     async fn fetch(
@@ -331,7 +371,7 @@ impl Auth {
             Verdict::Deliver => {}
             Verdict::Later => return Err(transport::later(&response)),
             Verdict::Refused => {
-                return Err(site.denied(format!("{}; the token server {url} answered {status}", found.tried)));
+                return Err(site.denied(format!("the token server {url} answered {status}")));
             }
             _ => return Err(Cause::Nonsense(format!("the token server {url} answered {status}"))),
         }
@@ -356,6 +396,11 @@ fn sensitive(text: String) -> Option<HeaderValue> {
     let mut value = HeaderValue::try_from(text).ok()?;
     value.set_sensitive(true);
     Some(value)
+}
+
+fn bearer(token: &Secret) -> Result<HeaderValue, Cause> {
+    sensitive(format!("Bearer {}", token.expose()))
+        .ok_or_else(|| Cause::Nonsense("the token has characters a header must not have".into()))
 }
 
 fn basic(user: &str, password: &Secret) -> HeaderValue {

@@ -1,11 +1,11 @@
 //! The entry to the crate: one [`Registry`] per process.
 
-use crate::credentials::Credential;
 use crate::digest::Digest;
 use crate::exchange::Exchange;
 use crate::fetch::Want;
+use crate::keychain::{Answer, Credential, Place};
 use crate::source::{Name, Source};
-use crate::{Blob, Config, Counters, Error, HostTag, Reference};
+use crate::{Blob, Config, Counters, Error, HostTag, PullCredentials, Reference};
 use bytes::Bytes;
 use std::fmt;
 use std::sync::Arc;
@@ -44,8 +44,21 @@ pub struct Login {
     pub host: HostTag,
     /// Of which kind it is.
     pub kind: LoginKind,
-    /// Where it was looked for, and what was found there.
+    /// Where it was looked for, and what was found there, up to the source that had it.
     pub tried: String,
+    /// What every source says, in the order they are asked.
+    pub answers: Vec<LoginAnswer>,
+}
+
+/// What one source says of a login. Nothing in it is secret.
+#[derive(Debug, Clone)]
+pub struct LoginAnswer {
+    /// The source's name.
+    pub source: String,
+    /// The kind of the login it would have tried first.
+    pub kind: LoginKind,
+    /// What it found, or why nothing.
+    pub said: String,
 }
 
 /// How a host would be told who asks.
@@ -57,6 +70,19 @@ pub enum LoginKind {
     Password,
     /// By an identity token.
     Token,
+    /// By a token that the host itself takes.
+    AccessToken,
+}
+
+impl From<Option<&Credential>> for LoginKind {
+    fn from(credential: Option<&Credential>) -> Self {
+        match credential {
+            None => Self::Anonymous,
+            Some(Credential::Password { .. }) => Self::Password,
+            Some(Credential::IdentityToken(_)) => Self::Token,
+            Some(Credential::AccessToken(_)) => Self::AccessToken,
+        }
+    }
 }
 
 impl Registry {
@@ -133,16 +159,28 @@ impl Registry {
         let name = Name::Manifest(reference.tag().unwrap_or("latest").to_owned());
         let source = self.source(reference, name, None)?;
         let mut logins = Vec::with_capacity(source.endpoints.len());
-        for endpoint in &source.endpoints {
-            let found = self.exchange.auth.look_up(&endpoint.login).await;
-            let kind = match found.credential {
-                None => LoginKind::Anonymous,
-                Some(Credential::Password { .. }) => LoginKind::Password,
-                Some(Credential::IdentityToken(_)) => LoginKind::Token,
-            };
-            logins.push(Login { host: endpoint.tag.clone(), kind, tried: found.tried });
+        for (index, endpoint) in source.endpoints.iter().enumerate() {
+            let place = Place { host: &endpoint.login, repository: source.repository_at(index) };
+            let answers = self.exchange.auth.keychain.ask_all(place).await.into_iter();
+            let answers = answers.map(|Answer { source, credentials, said, .. }| LoginAnswer {
+                source,
+                kind: credentials.first().into(),
+                said,
+            });
+            let found = self.exchange.auth.keychain.find(place).await;
+            logins.push(Login {
+                host: endpoint.tag.clone(),
+                kind: found.credential.as_ref().into(),
+                tried: found.tried,
+                answers: answers.collect(),
+            });
         }
         Ok(logins)
+    }
+
+    /// Where logins of image pulls are to be put, if they are to be used at all ([`Config::pull_credentials`]).
+    pub fn pull_credentials(&self) -> Option<PullCredentials> {
+        self.exchange.config.pull_credentials.clone()
     }
 
     /// Counts since the start.

@@ -1,5 +1,6 @@
 //! Settings of the client. Plain values: the binary owns files and their format.
 
+use crate::keychain::pulls::PullCredentials;
 use crate::origin::{HostSource, OriginHosts};
 use std::collections::HashMap;
 use std::fmt;
@@ -14,8 +15,16 @@ pub struct Config {
     pub hosts: HashMap<String, HostConfig>,
     /// What else is known of origins, and may change at any time.
     pub host_source: Option<Arc<dyn HostSource>>,
-    /// The docker config file credentials are read from.
+    /// Logins that image pulls brought along, asked for before all others.
+    pub pull_credentials: Option<PullCredentials>,
+    /// kubelet's credential provider plugins, asked next.
+    pub kubelet_plugins: Option<KubeletPlugins>,
+    /// The docker config file, asked next.
     pub docker_config: DockerConfig,
+    /// The containers tools' `auth.json`, asked next.
+    pub containers_auth: ContainersAuth,
+    /// Pull secrets of Kubernetes, asked last.
+    pub pull_secrets: Option<KubernetesSecrets>,
     /// Time to establish a connection, TLS included.
     pub connect_timeout: Duration,
     /// Time from an established connection to the head of the answer.
@@ -43,7 +52,11 @@ impl Default for Config {
         Self {
             hosts: HashMap::new(),
             host_source: None,
+            pull_credentials: None,
+            kubelet_plugins: None,
             docker_config: DockerConfig::default(),
+            containers_auth: ContainersAuth::default(),
+            pull_secrets: None,
             connect_timeout: Duration::from_secs(10),
             first_byte_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(30),
@@ -78,6 +91,18 @@ impl Config {
         let mirrors = self.hosts.values_mut().flat_map(|host| &mut host.mirrors);
         mirrors.filter_map(|mirror| mirror.request_timeout.as_mut()).for_each(|t| *t = (*t).min(LONGEST));
         self
+    }
+
+    /// The same with one source of logins: this docker config file.
+    pub fn only_docker_config(self, path: PathBuf) -> Self {
+        Self {
+            pull_credentials: None,
+            kubelet_plugins: None,
+            docker_config: DockerConfig::File(path),
+            containers_auth: ContainersAuth::Disabled,
+            pull_secrets: None,
+            ..self
+        }
     }
 
     /// What is known of `origin` beside [`Config::hosts`] now.
@@ -129,7 +154,7 @@ pub enum DockerConfig {
     FromEnvironment,
     /// This file.
     File(PathBuf),
-    /// None: every request is anonymous.
+    /// None.
     Disabled,
 }
 
@@ -145,4 +170,35 @@ impl DockerConfig {
             Self::Disabled => None,
         }
     }
+}
+
+/// Where the containers tools (podman, buildah, skopeo) keep logins.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum ContainersAuth {
+    /// `$REGISTRY_AUTH_FILE`; else `$XDG_RUNTIME_DIR/containers/auth.json`, `/run/containers/<uid>/auth.json` and
+    /// `~/.config/containers/auth.json`, one after the other.
+    #[default]
+    FromEnvironment,
+    /// This file.
+    File(PathBuf),
+    /// None.
+    Disabled,
+}
+
+/// kubelet's credential provider plugins, as kubelet is told of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KubeletPlugins {
+    /// `--image-credential-provider-config`: a `CredentialProviderConfig`, YAML or JSON.
+    pub config: PathBuf,
+    /// `--image-credential-provider-bin-dir`: where the programs are.
+    pub directory: PathBuf,
+}
+
+/// Pull secrets that are read from an apiserver.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KubernetesSecrets {
+    /// The kubeconfig file; `$KUBECONFIG`, else `~/.kube/config`, if `None`.
+    pub kubeconfig: Option<PathBuf>,
+    /// The namespaces whose secrets are used.
+    pub namespaces: Vec<String>,
 }

@@ -127,6 +127,14 @@ pub enum Error {
         /// What to change.
         why: &'static str,
     },
+    /// A login that came with a pull and that nothing can be made of.
+    #[error("the login of a pull of {repository} {why}")]
+    BadLogin {
+        /// Host and repository.
+        repository: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
     /// A setting that cannot be used.
     #[error("bad setting {key}: {why}")]
     Config {
@@ -154,6 +162,7 @@ impl Error {
             Self::OutOfBounds { .. } => "out_of_bounds",
             Self::BadReference { .. } => "bad_reference",
             Self::BadDigest { .. } => "bad_digest",
+            Self::BadLogin { .. } => "bad_login",
             Self::Config { .. } => "bad_config",
         }
     }

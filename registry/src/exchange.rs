@@ -5,7 +5,7 @@
 //! the redirects it leads to. Reading (`fetch`) and pushing (`push`, `upload`) are both built from these two.
 
 use crate::Error;
-use crate::auth::{self, Auth, Grant, Site};
+use crate::auth::{self, Auth, Grant, MAX_TURNS, Site};
 use crate::config::Config;
 use crate::hosts::{self, Endpoint, HostBook, HostTag, Standing};
 use crate::origin::Capability;
@@ -148,7 +148,7 @@ impl Exchange {
             hosts::endpoints(origin, &config, None, Capability::Pull)?;
         }
         let transport = Transport::new(&config)?;
-        let auth = Auth::new(transport.clone(), &config.docker_config);
+        let auth = Auth::new(transport.clone(), &config);
         Ok(Self { config, transport, auth, hosts: HostBook::default() })
     }
 
@@ -218,7 +218,7 @@ impl Exchange {
     }
 
     /// The answer to one request, which may be any but a refusal by the host itself: that is answered once
-    /// with authorization fetched anew, and then an error.
+    /// with authorization fetched anew, then with every other login there is, and then an error.
     pub(crate) async fn admitted(
         &self,
         visit: Visit<'_>,
@@ -227,22 +227,26 @@ impl Exchange {
         deadline: Instant,
     ) -> Result<Arrival, Cause> {
         let site = visit.site();
-        let mut renewed = false;
+        let mut renewals = 0;
         loop {
             let grant = match self.grant(visit, &start, deadline).await {
                 // By what was remembered of the host; it may ask for something else by now, or nothing.
-                Err(Cause::Denied { .. }) if !renewed => None,
+                Err(Cause::Denied { .. }) if renewals == 0 => None,
                 grant => grant?,
             };
             let arrival = self.walk(visit, start.clone(), ask, grant.as_ref(), deadline).await?;
             if !arrival.own || classify(arrival.response.status()) != Verdict::Refused {
                 return Ok(arrival);
             }
+            let shown = grant.is_some();
             self.auth.refused(site, grant, &arrival.response, deadline).await?;
-            if renewed {
-                return Err(self.auth.denied(site, deadline).await);
+            if renewals > 0 {
+                let other = shown && renewals < MAX_TURNS && self.auth.has_other(site, deadline).await?;
+                if !other {
+                    return Err(self.auth.denied(site, deadline).await);
+                }
             }
-            renewed = true;
+            renewals += 1;
         }
     }
 

@@ -8,7 +8,7 @@
 //! do after a failure is decided by pure functions in `retry`. Reading (`fetch`) asks each for one absolute
 //! range, checks what the answer's head claims (`answer`) and either delivers exactly the asked bytes or a typed
 //! [`Error`]. What is known of an origin's hosts may change while the process runs ([`HostSource`]); the next read goes by
-//! it. Pushing (`push`, `upload`) goes by the same rounds to the origin alone.
+//! it. Logins are searched for in a chain of sources when a host asks who we are (`keychain`). Pushing (`push`, `upload`) goes by the same rounds to the origin alone.
 //!
 //! Invariants:
 //! - A read returns exactly the asked number of bytes or an error, and ends by its deadline.
@@ -24,12 +24,12 @@ mod challenge;
 mod client;
 mod config;
 mod counters;
-mod credentials;
 mod digest;
 mod error;
 mod exchange;
 mod fetch;
 mod hosts;
+mod keychain;
 mod origin;
 mod push;
 mod reference;
@@ -43,11 +43,14 @@ mod upload;
 mod whole;
 
 pub use blob::{Blob, MAX_READ, ReadOptions, Served};
-pub use client::{Login, LoginKind, ManifestBytes, Registry};
-pub use config::{Config, DockerConfig, HostConfig, MirrorConfig};
+pub use client::{Login, LoginAnswer, LoginKind, ManifestBytes, Registry};
+pub use config::{
+    Config, ContainersAuth, DockerConfig, HostConfig, KubeletPlugins, KubernetesSecrets, MirrorConfig,
+};
 pub use counters::{CounterSnapshot, Counters};
 pub use error::Error;
 pub use hosts::HostTag;
+pub use keychain::pulls::{PullCredentials, PullLogin};
 pub use origin::{Capability, HostSettings, HostSource, OriginHosts, Root};
 pub use reference::Reference;
 pub use stream::{BlobStream, StreamOptions};

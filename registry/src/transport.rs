@@ -140,6 +140,12 @@ impl Transport {
         Ok(slot.get_or_init(|| client).clone())
     }
 
+    /// The client for a server that is no registry, and says itself whom to trust.
+    pub(crate) fn trusted(&self, tls: Arc<TlsSettings>) -> Result<Client, Error> {
+        let dial_timeout = self.pool.maker.connect_timeout;
+        self.way(Way { tls: Some(tls), dial_timeout, reach: Reach::Anywhere })
+    }
+
     fn way(&self, way: Way) -> Result<Client, Error> {
         let usual = way.dial_timeout == self.pool.maker.connect_timeout && way.reach == Reach::Anywhere;
         if way.tls.is_none() && usual {
@@ -244,7 +250,7 @@ pub(crate) fn later(response: &Response) -> Cause {
 }
 
 /// A reqwest error and its causes on one line, without the URL, which may be signed.
-fn describe(error: reqwest::Error) -> String {
+pub(crate) fn describe(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut text = error.to_string();
     let mut source = std::error::Error::source(&error);

@@ -4,6 +4,7 @@
 //! containerd's files say of registries is handed on as something that reads them when asked.
 
 use std::num::NonZero;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -99,10 +100,25 @@ impl Config {
             retries: self.blob.max_retries,
             backoff_min: min_wait,
             backoff_max: Duration::from_millis(self.blob.max_wait_msec).max(min_wait),
-            docker_config: match self.docker_config.path.as_os_str().is_empty() {
-                true => registry::DockerConfig::FromEnvironment,
-                false => registry::DockerConfig::File(self.docker_config.path.clone()),
+            pull_credentials: self.cri_keychain.enable_keychain.then(registry::PullCredentials::default),
+            kubelet_plugins: given(&self.kubelet_plugins.config).map(|config| registry::KubeletPlugins {
+                config,
+                directory: self.kubelet_plugins.bin_dir.clone(),
+            }),
+            docker_config: match (self.docker_config.enable, given(&self.docker_config.path)) {
+                (false, _) => registry::DockerConfig::Disabled,
+                (true, None) => registry::DockerConfig::FromEnvironment,
+                (true, Some(path)) => registry::DockerConfig::File(path),
             },
+            containers_auth: match (self.containers_auth.enable, given(&self.containers_auth.path)) {
+                (false, _) => registry::ContainersAuth::Disabled,
+                (true, None) => registry::ContainersAuth::FromEnvironment,
+                (true, Some(path)) => registry::ContainersAuth::File(path),
+            },
+            pull_secrets: self.kubeconfig_keychain.enable_keychain.then(|| registry::KubernetesSecrets {
+                kubeconfig: given(&self.kubeconfig_keychain.kubeconfig_path),
+                namespaces: self.kubeconfig_keychain.namespaces.clone(),
+            }),
             allow_local_redirects: self.resolver.allow_local_redirects,
             ..registry::Config::default()
         }
@@ -144,6 +160,11 @@ impl Config {
             },
         }
     }
+}
+
+/// A path that may be left empty.
+fn given(path: &Path) -> Option<PathBuf> {
+    (!path.as_os_str().is_empty()).then(|| path.to_owned())
 }
 
 fn or_default(value: u64, initial: u64) -> u64 {

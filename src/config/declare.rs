@@ -149,6 +149,15 @@ impl Setting for String {
     }
 }
 
+impl Setting for Vec<String> {
+    const KIND: &'static str = "a list of strings";
+
+    fn toml(&self) -> String {
+        let items: Vec<String> = self.iter().map(|item| quoted(item)).collect();
+        format!("[{}]", items.join(", "))
+    }
+}
+
 impl Setting for PathBuf {
     const KIND: &'static str = "a path";
 

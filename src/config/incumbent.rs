@@ -22,7 +22,7 @@ pub const IGNORED: &[(&str, &str)] = &[
     ("registry.mirrors", "mirrors are set in hosts.toml files (registry.config_path) or under resolver.host"),
     (
         "registry.configs",
-        "certificates are set in hosts.toml files (registry.config_path), logins in docker_config",
+        "certificates are set in hosts.toml files (registry.config_path); for logins see kubelet_plugins and the tables after it",
     ),
     ("ipfs", "layers come from registries only"),
     ("blob.valid_interval", "mounting never asks the registry, so there is nothing to revalidate"),
@@ -44,8 +44,6 @@ pub const IGNORED: &[(&str, &str)] = &[
         "snapshotter.allow_invalid_mounts_on_restart",
         "a layer that cannot be restored never keeps the daemon from starting",
     ),
-    ("kubeconfig_keychain.enable_keychain", "not yet; logins come from the docker configuration file"),
-    ("kubeconfig_keychain.kubeconfig_path", "not yet"),
     (
         "fuse_manager.enable",
         "not yet: containers that were started on a layer still lazy need the daemon they were started with",

@@ -142,6 +142,21 @@ pub fn parse(file: &str, text: &str) -> Result<(Config, Vec<Notice>), Fault> {
         let text = "cri_keychain.listen_path must not be containerd's own socket (image_service_path)";
         return Err(source.fault(table.map_or(0, |(key, _)| key.span().start), text.to_owned()));
     }
+    let table = |name: &str| {
+        let found = tree.get_ref().iter().find(|(key, _)| key.get_ref() == name);
+        found.map_or(0, |(_, table)| table.span().start)
+    };
+    let plugins = &config.kubelet_plugins;
+    if plugins.config.as_os_str().is_empty() != plugins.bin_dir.as_os_str().is_empty() {
+        let text = "kubelet_plugins must have both config and bin_dir, or neither".to_owned();
+        return Err(source.fault(table("kubelet_plugins"), text));
+    }
+    if config.kubeconfig_keychain.enable_keychain && config.kubeconfig_keychain.namespaces.is_empty() {
+        let text = "accepted and ignored: kubeconfig_keychain (it names no namespaces, and secrets of all of them are \
+                    never asked for)";
+        notices.push(Notice::at(file, source.text, table("kubeconfig_keychain"), text.to_owned()));
+        notices.sort_by_key(Notice::line);
+    }
     Ok((config, notices))
 }
 

@@ -73,8 +73,9 @@ fn shown(entry: &Entry) -> &str {
 pub fn render_reference() -> String {
     let mut out = String::from(INTRODUCTION);
     let mut sections = Config::default().sections();
-    // Mirrors belong to [resolver], which the last but one table is; they follow it.
-    sections.insert(sections.len() - 1, Mirror::default().section());
+    // Mirrors belong to [resolver]; they follow it.
+    let resolver = sections.iter().position(|section| section.path == "resolver");
+    sections.insert(resolver.map_or(sections.len(), |at| at + 1), Mirror::default().section());
     for section in &sections {
         table(&mut out, section);
     }

@@ -418,3 +418,30 @@ fn directories_of_hosts() {
     let (_, notices) = ok("[registry.mirrors.'docker.io']\nendpoint = ['https://m']");
     assert!(notices[0].starts_with("c.toml:1: accepted and ignored: registry.mirrors"), "{notices:?}");
 }
+
+#[test]
+fn sources_of_logins() {
+    let own = Config::default().registry();
+    assert!(own.kubelet_plugins.is_none() && own.pull_secrets.is_none());
+    assert_eq!(own.containers_auth, registry::ContainersAuth::FromEnvironment);
+    let (config, notices) = ok("[kubelet_plugins]\nconfig = '/p/config.yaml'\nbin_dir = '/p/bin'\n\
+        [docker_config]\nenable = false\npath = '/d'\n[containers_auth]\npath = '/c'\n\
+        [kubeconfig_keychain]\nenable_keychain = true\nkubeconfig_path = '/k'\nnamespaces = ['a', 'b']");
+    assert!(notices.is_empty(), "{notices:?}");
+    let registry = config.registry();
+    let plugins = registry::KubeletPlugins { config: "/p/config.yaml".into(), directory: "/p/bin".into() };
+    assert_eq!(registry.kubelet_plugins, Some(plugins));
+    assert_eq!(registry.docker_config, registry::DockerConfig::Disabled);
+    assert_eq!(registry.containers_auth, registry::ContainersAuth::File("/c".into()));
+    let namespaces = vec!["a".to_owned(), "b".to_owned()];
+    let secrets = registry::KubernetesSecrets { kubeconfig: Some("/k".into()), namespaces };
+    assert_eq!(registry.pull_secrets, Some(secrets));
+    assert_eq!(
+        fault("\n[kubelet_plugins]\nconfig = '/p'"),
+        "c.toml:2: kubelet_plugins must have both config and bin_dir, or neither"
+    );
+    assert_eq!(
+        fault("[kubeconfig_keychain]\nnamespaces = 'a'"),
+        "c.toml:2: kubeconfig_keychain.namespaces must be a list of strings, but is 'a'"
+    );
+}

@@ -13,12 +13,13 @@ use proto::control::{
     ListFallbacksResponse, ListLayersRequest, ListLayersResponse, ListSlotsRequest, ListSlotsResponse,
     LoginRequest, LoginResponse, Slot, State,
 };
+use registry::PullLogin;
 use snapshotter::{Remote, Snapshotter};
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status};
 
-use super::cri::{OnPull, PullLogin};
+use super::cri::OnPull;
 use super::plane::{Absent, Port};
 
 /// The control socket of the daemon whose socket for containerd is `address`.

@@ -25,7 +25,7 @@ use tokio::task::JoinSet;
 use tonic::Status;
 
 use observe::Observer;
-pub use observe::PullLogin;
+use registry::PullLogin;
 
 /// Is told of the image of each call of PullImage that has a login, and of the login.
 pub type OnPull = Arc<dyn Fn(&str, PullLogin) + Send + Sync>;

@@ -55,7 +55,9 @@ fn place(mountpoint: &Path) -> anyhow::Result<PathBuf> {
 }
 
 async fn serve(config: &Config, root: &Path, mountpoint: &Path) -> anyhow::Result<Mount> {
-    let registry = Registry::new(config.registry()).context("setting up the registry client")?;
+    let mut hosts = config.registry();
+    let pulls = hosts.pull_credentials.get_or_insert_default().clone();
+    let registry = Registry::new(hosts).context("setting up the registry client")?;
     let plane = Plane::start(settings(config, root, mountpoint), registry.clone())
         .with_context(|| format!("setting up {}", root.display()))?;
     let refs = Refs::open(&plane, registry, config.store.lookup_timeout())
@@ -86,7 +88,12 @@ async fn serve(config: &Config, root: &Path, mountpoint: &Path) -> anyhow::Resul
         let mut stopped = stopped;
         let _ = stopped.wait_for(|stop| *stop).await;
     };
-    let on_pull = Arc::new(|_: &str, _: super::cri::PullLogin| {});
+    // In memory, and for the repository of its reference only.
+    let on_pull = Arc::new(move |reference: &str, login| {
+        if let Err(error) = pulls.remember(reference, login) {
+            tracing::warn!(reference, %error, "the login of a pull cannot be used");
+        }
+    });
     let role = Role::Store(refs.clone(), on_pull);
     let mut server = tokio::spawn(control::serve(listener, plane.clone(), role, absent, shutdown));
     // Who waits for us to be ready calls podman next, which fails where nothing answers.

@@ -178,7 +178,7 @@ fn a_kubelet_gets_containerds_answers_through_the_daemon() {
 }
 
 #[test]
-fn the_login_of_a_pull_is_seen_and_written_nowhere() {
+fn the_login_of_a_pull_is_used_and_written_nowhere() {
     let Some(node) = Node::new() else { return };
     let image = Image::busybox();
     let registry = DockerRegistry::locked(&node.stand.dir.path().join("registry"), &image);
@@ -202,4 +202,7 @@ fn the_login_of_a_pull_is_seen_and_written_nowhere() {
     assert_eq!(seen(), 2, "{log}");
     assert!(log.contains(&format!("image=\"{reference}\"")), "{log}");
     assert!(!log.contains("hunter2") && !log.contains(password), "{log}");
+    // With what the kubelet sent, and nothing else, the layers are mounted.
+    let labels = node.snapshot_labels();
+    assert!(!labels.is_empty() && labels.iter().all(|labels| !labels[REMOTE].is_null()), "{labels:?}\n{log}");
 }

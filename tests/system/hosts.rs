@@ -42,7 +42,7 @@ fn asked(registries: &[&ScriptedRegistry]) -> Vec<bool> {
 
 /// Pulls with the daemon's configuration.
 #[track_caller]
-fn pull(stand: &Stand, reference: &str) -> Value {
+pub fn pull(stand: &Stand, reference: &str) -> Value {
     let config = stand.lazurite.root().with_file_name("config.toml");
     let output = stand.lazurite.pull(&stand.containerd, &["--config", config.to_str().unwrap(), reference]);
     assert!(output.status.success(), "{}\n{}", text(&output), stand.lazurite.log());

@@ -246,6 +246,50 @@ fn an_image_may_be_lazy_in_part() {
 }
 
 #[test]
+fn a_login_that_podman_hands_over_is_the_stores_for_that_repository() {
+    // The other generation does not know of helpers.
+    let Some(stand) = PodmanStand::new(PodmanRelease::Five) else { return };
+    let store = stand.with_store("[docker_config]\nenable = false\n[containers_auth]\nenable = false\n");
+    let helper = stand.dir.path().join("helper");
+    let script = format!("#!/bin/sh\nexec {BINARY} store-helper --address {}\n", store.socket().display());
+    support::write_script(&helper, &script);
+    stand.registry.set_auth(Auth::Basic { user: "u".to_owned(), password: "s3cret".to_owned() });
+    let pull = ["pull", "--creds", "u:s3cret", &stand.reference];
+    stand.podman.ok(&pull);
+    assert_eq!(stand.fetched("app", &stand.layers), digests(&stand.layers), "the store is not let in");
+    stand.podman.ok(&["rmi", &stand.reference]);
+
+    stand.registry.take_requests();
+    stand.podman.set_auth_helper(Some(&helper));
+    stand.podman.ok(&pull);
+    assert_eq!(stand.fetched("app", &stand.layers), [""; 0], "{}", store.log());
+    assert_eq!(stand.podman.ok(&["run", "--rm", &stand.reference, "/bin/sh", "-c", LOOK]), SEEN);
+    assert!(!store.log().contains("s3cret"));
+
+    // Another repository of the same registry is another matter.
+    stand.registry.put_image("other", "v1", &stand.layers, &json!({}));
+    stand.podman.set_auth_helper(None);
+    stand.podman.ok(&["pull", "--creds", "u:s3cret", &format!("{}/other:v1", stand.registry.host())]);
+    let refused = format!("reference={}/other:v1 reason=\"auth_denied\"", stand.registry.host());
+    assert!(store.log().contains(&refused), "{}", store.log());
+}
+
+#[test]
+fn the_file_of_podman_login_is_the_stores_too() {
+    for release in BOTH {
+        let Some(stand) = PodmanStand::new(release) else { return };
+        let file = stand.dir.path().join("auth.json").into_os_string().into_string().unwrap();
+        let config = format!("[docker_config]\nenable = false\n[containers_auth]\npath = {file:?}\n");
+        let store = stand.with_store(&config);
+        stand.registry.set_auth(Auth::Basic { user: "u".to_owned(), password: "s3cret".to_owned() });
+        let host = stand.registry.host();
+        stand.podman.ok(&["login", "--authfile", &file, "--username", "u", "--password", "s3cret", &host]);
+        stand.podman.ok(&["pull", "--authfile", &file, &stand.reference]);
+        assert_eq!(stand.fetched("app", &stand.layers), [""; 0], "{release:?}: {}", store.log());
+    }
+}
+
+#[test]
 fn podman_pushes_zstd_chunked_and_both_generations_pull_it() {
     let Some(stand) = PodmanStand::new(PodmanRelease::Five) else { return };
     let reference = format!("{}/chunked:v1", stand.registry.host());

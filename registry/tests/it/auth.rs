@@ -105,7 +105,7 @@ async fn the_message_of_a_refusal_names_host_repository_and_file() {
     for (settings, hint) in [
         (log_in(directory.path(), &server.host(), &password("ann", "wrong")), "entry for"),
         (log_in(directory.path(), "elsewhere.example", &password("ann", "right")), "has no entry for"),
-        (config(), "no docker config is configured"),
+        (config(), "no source of logins is configured"),
     ] {
         let (_, blob) = open(&server, settings, &digest, Some(10));
         let error = blob.read(0..10, &options()).await.unwrap_err();

@@ -5,7 +5,7 @@ use crate::{content, mirrored, open, options, serving, statuses};
 use registry::{Config, Error, ReadOptions, Registry, TakeWhole, Whole};
 use std::sync::Arc;
 use std::time::Duration;
-use support::registry::{Action, Rule, ScriptedRegistry};
+use support::registry::{Action, Auth, Rule, ScriptedRegistry};
 use tokio::time::Instant;
 
 /// Mirror and origin with the same blob.
@@ -250,4 +250,44 @@ async fn the_origins_error_is_the_one_reported() {
     let (_, blob) = open(&origin, mirrored(&origin, &[&mirror]), &digest, Some(10));
     let error = blob.read(0..10, &options()).await.unwrap_err();
     assert!(matches!(&error, Error::AuthDenied { host, .. } if *host == origin.host()), "{error}");
+}
+
+/// A way to `target` from a port of the IPv6 loopback address.
+async fn over_ipv6(target: String) -> std::io::Result<u16> {
+    let listener = tokio::net::TcpListener::bind("[::1]:0").await?;
+    let port = listener.local_addr()?.port();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let Ok(mut server) = tokio::net::TcpStream::connect(&target).await else { return };
+            tokio::spawn(async move { tokio::io::copy_bidirectional(&mut client, &mut server).await });
+        }
+    });
+    Ok(port)
+}
+
+#[tokio::test]
+async fn a_registry_on_the_ipv6_loopback_address_is_reached_without_tls_and_with_its_login() {
+    if !support::guard::require_ipv6() {
+        return;
+    }
+    let data = content(10);
+    let (server, digest) = serving(&data);
+    server.set_auth(Auth::Basic { user: "ann".into(), password: "pass".into() });
+    let host = format!("[::1]:{}", over_ipv6(server.host()).await.unwrap());
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("config.json");
+    std::fs::write(&path, format!(r#"{{"auths":{{"{host}":{{"username":"ann","password":"pass"}}}}}}"#))
+        .unwrap();
+    let plugin = crate::logins::Plugin::new("Registry");
+    plugin.knows(&host, "ann", "pass");
+    for settings in [
+        Config { docker_config: registry::DockerConfig::File(path), ..config() },
+        Config { kubelet_plugins: plugin.settings(), ..config() },
+    ] {
+        let registry = Registry::new(settings).unwrap();
+        let reference = format!("{host}/{}:v1", crate::REPOSITORY).parse().unwrap();
+        let blob = registry.blob(&reference, &digest, Some(10)).unwrap();
+        let served = blob.read(0..10, &options()).await.unwrap();
+        assert_eq!((served.bytes.to_vec(), served.host.to_string()), (data.clone(), host.clone()));
+    }
 }

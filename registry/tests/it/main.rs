@@ -4,7 +4,9 @@ mod auth;
 mod docker_registry;
 mod hosts;
 mod live;
+mod logins;
 mod manifests;
+mod pull_secrets;
 mod push;
 mod reads;
 mod redirects;
@@ -13,7 +15,9 @@ mod stream;
 mod tls;
 mod upload;
 
-use registry::{Blob, Config, DockerConfig, HostConfig, MirrorConfig, ReadOptions, Reference, Registry};
+use registry::{
+    Blob, Config, ContainersAuth, DockerConfig, HostConfig, MirrorConfig, ReadOptions, Reference, Registry,
+};
 use std::time::Duration;
 use support::registry::{Logged, ScriptedRegistry};
 use tokio::time::Instant;
@@ -24,6 +28,7 @@ const REPOSITORY: &str = "team/app";
 fn config() -> Config {
     Config {
         docker_config: DockerConfig::Disabled,
+        containers_auth: ContainersAuth::Disabled,
         retries: 3,
         backoff_min: Duration::from_millis(1),
         backoff_max: Duration::from_millis(20),

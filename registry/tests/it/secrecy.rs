@@ -1,7 +1,8 @@
 //! Planted secrets turn up in no debug output, no error and no log line, at any level.
 
+use crate::logins::{Plugin, brought};
 use crate::{REPOSITORY, config, content, later, mirrored, options, reference};
-use registry::{DockerConfig, ReadOptions, Registry, UploadOptions};
+use registry::{DockerConfig, KubernetesSecrets, PullCredentials, ReadOptions, Registry, UploadOptions};
 use support::log::Log;
 use support::registry::{Action, Auth, Rule, ScriptedRegistry, TokenAuth};
 
@@ -10,6 +11,12 @@ async fn nothing_secret_is_printed() {
     const PASSWORD: &str = "hunter2-password";
     const HEADER: &str = "hunter2-header";
     const QUERY: &str = "hunter2-query";
+    // One for each source of logins, each of them refused.
+    const PULL: &str = "hunter2-pull";
+    const PLUGIN: &str = "hunter2-plugin";
+    const APISERVER: &str = "hunter2-apiserver";
+    // Base64 of what begins with `ann:hunter2`.
+    const ENCODED: &str = "YW5uOmh1bnRlcjI";
     let log = Log::default();
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::TRACE);
@@ -38,7 +45,25 @@ async fn nothing_secret_is_printed() {
     settings.docker_config = DockerConfig::File(path);
     settings.hosts.get_mut(&host).unwrap().mirrors[0].headers = vec![("X-Pass".into(), HEADER.into())];
 
-    let mut printed = format!("{settings:?} {:?}", config());
+    let pulls = PullCredentials::default();
+    pulls.remember(&reference(&origin).to_string(), brought("ann", PULL)).unwrap();
+    let plugin = Plugin::new("Image");
+    plugin.knows(&host, "ann", PLUGIN);
+    settings.pull_credentials = Some(pulls.clone());
+    settings.kubelet_plugins = plugin.settings();
+    let kubeconfig = directory.path().join("kubeconfig");
+    // The apiserver is the registry, which does not know the token.
+    let cluster = format!(
+        r#"{{"current-context":"c","contexts":[{{"name":"c","context":{{"cluster":"k","user":"u"}}}}],
+            "clusters":[{{"name":"k","cluster":{{"server":"{}"}}}}],
+            "users":[{{"name":"u","user":{{"token":"{APISERVER}"}}}}]}}"#,
+        origin.url()
+    );
+    std::fs::write(&kubeconfig, cluster).unwrap();
+    let namespaces = vec!["apps".to_owned()];
+    settings.pull_secrets = Some(KubernetesSecrets { kubeconfig: Some(kubeconfig), namespaces });
+
+    let mut printed = format!("{settings:?} {:?} {pulls:?} {:?}", config(), brought("ann", PULL));
     let registry = Registry::new(settings).unwrap();
     let blob = registry.blob(&reference(&origin), &digest, Some(1000)).unwrap();
 
@@ -105,11 +130,15 @@ async fn nothing_secret_is_printed() {
     blob.forget_route();
     let error = blob.read(0..1000, &options()).await.unwrap_err();
     assert_eq!(error.reason(), "auth_denied", "{error}");
+    for source in ["CRI pulls", "kubelet plugins", "docker config", "pull secrets"] {
+        assert!(error.to_string().contains(source), "{error}");
+    }
     printed += &format!("{error} {error:?} {registry:?} {:?}", reference(&origin));
+    printed += &format!("{:?}", registry.logins(&reference(&origin)).await.unwrap());
 
     let logged = log.take();
     assert!(logged.contains("registry::exchange") && logged.contains("token request"), "logs were taken");
-    for secret in [PASSWORD, HEADER, QUERY, signature, session, "YW5uOmh1bnRlcjI"] {
+    for secret in [PASSWORD, HEADER, QUERY, PULL, PLUGIN, APISERVER, signature, session, ENCODED] {
         assert!(!printed.contains(secret), "{secret} printed: {printed}");
         let line = logged.lines().find(|line| line.contains(secret));
         assert_eq!(line, None, "{secret} logged");

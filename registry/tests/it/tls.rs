@@ -22,22 +22,22 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
 
-type Authority = CertifiedIssuer<'static, KeyPair>;
+pub type Authority = CertifiedIssuer<'static, KeyPair>;
 
 /// A certificate and its key, PEM.
-struct Pair {
-    certificate: String,
-    key: String,
+pub struct Pair {
+    pub certificate: String,
+    pub key: String,
 }
 
-fn authority(name: &str) -> Authority {
+pub fn authority(name: &str) -> Authority {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.distinguished_name.push(DnType::CommonName, name);
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
 }
 
-fn signed(by: &Authority, names: &[&str]) -> Pair {
+pub fn signed(by: &Authority, names: &[&str]) -> Pair {
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     let key = KeyPair::generate().unwrap();
     let certificate = CertificateParams::new(names).unwrap().signed_by(&key, by).unwrap();
@@ -86,9 +86,14 @@ fn acceptor(pair: &Pair, clients: Option<&Authority>, protocols: &[&[u8]]) -> Tl
 
 /// A TLS port before `server`.
 async fn front(server: &ScriptedRegistry, pair: &Pair, clients: Option<&Authority>) -> u16 {
+    front_of(server.host(), pair, clients).await
+}
+
+/// A TLS port before whatever is `behind`.
+pub async fn front_of(behind: String, pair: &Pair, clients: Option<&Authority>) -> u16 {
     let acceptor = acceptor(pair, clients, &[]);
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-    let (port, behind) = (listener.local_addr().unwrap().port(), server.host());
+    let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             let (acceptor, behind) = (acceptor.clone(), behind.clone());

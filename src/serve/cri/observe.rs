@@ -5,12 +5,12 @@
 //! connection that cannot be followed is an error once; what comes after it cannot be understood.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use anyhow::{Context as _, bail, ensure};
 use loona_hpack::Decoder;
 use prost::Message as _;
 use proto::cri::{AuthConfig, PullImageRequest};
+use registry::PullLogin;
 
 /// What a client says first.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -42,34 +42,10 @@ const END_HEADERS: u8 = 0x4;
 const PADDED: u8 = 0x8;
 const PRIORITY: u8 = 0x20;
 
-/// A login as it comes with a pull. Any part may be empty.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct PullLogin {
-    /// User name.
-    pub username: String,
-    /// Password.
-    pub password: String,
-    /// `user:password` in base64.
-    pub auth: String,
-    /// The registry it is for; empty for whichever the image names.
-    pub server_address: String,
-    /// Exchanged for a token at the registry's token server.
-    pub identity_token: String,
-    /// Sent to the registry as it is.
-    pub registry_token: String,
-}
-
-impl fmt::Debug for PullLogin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("PullLogin(hidden)")
-    }
-}
-
-impl From<AuthConfig> for PullLogin {
-    fn from(auth: AuthConfig) -> Self {
-        let AuthConfig { username, password, auth, server_address, identity_token, registry_token } = auth;
-        Self { username, password, auth, server_address, identity_token, registry_token }
-    }
+/// The same under the registry client's names.
+pub(super) fn login(auth: AuthConfig) -> PullLogin {
+    let AuthConfig { username, password, auth, server_address, identity_token, registry_token } = auth;
+    PullLogin { username, password, auth, server_address, identity_token, registry_token }
 }
 
 /// One connection, from its first byte.
@@ -224,6 +200,6 @@ fn message(body: &[u8]) -> anyhow::Result<Option<&[u8]>> {
 /// The image and the login of a request.
 fn pull(message: &[u8]) -> anyhow::Result<(String, Option<PullLogin>)> {
     let PullImageRequest { image, auth } = PullImageRequest::decode(message)?;
-    let login = auth.map(PullLogin::from).filter(|login| *login != PullLogin::default());
+    let login = auth.map(login).filter(|login| *login != PullLogin::default());
     Ok((image.unwrap_or_default().image, login))
 }

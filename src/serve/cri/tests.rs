@@ -110,7 +110,7 @@ fn observe(pieces: impl Iterator<Item = Vec<u8>>) -> anyhow::Result<Vec<(String,
 #[test]
 fn every_pull_with_a_login_is_seen_once_however_the_bytes_come() {
     let bytes = connection();
-    let expected = ["one", "two", "old"].map(|image| (image.to_owned(), PullLogin::from(auth())));
+    let expected = ["one", "two", "old"].map(|image| (image.to_owned(), observe::login(auth())));
     for size in [1, 2, 3, 10, 100, bytes.len()] {
         assert_eq!(observe(bytes.chunks(size).map(<[u8]>::to_vec)).unwrap(), expected, "{size} at a time");
     }
@@ -147,7 +147,7 @@ fn what_cannot_be_followed_is_an_error() {
 
 #[test]
 fn logins_are_not_shown() {
-    assert_eq!(format!("{:?}", PullLogin::from(auth())), "PullLogin(hidden)");
+    assert_eq!(format!("{:?}", observe::login(auth())), "PullLogin(***)");
 }
 
 proptest! {
@@ -297,7 +297,7 @@ async fn a_login_is_seen_before_the_call_is_and_a_cancelled_call_is_cancelled() 
     let mut client = stand.client().await;
     let pull = tokio::spawn(async move { client.pull_image(request("r.example/app:1", Some(auth()))).await });
     assert_eq!(told.recv().await, Some("called"));
-    assert_eq!(stand.seen(), [("r.example/app:1".to_owned(), auth().into())]);
+    assert_eq!(stand.seen(), [("r.example/app:1".to_owned(), observe::login(auth()))]);
     pull.abort();
     assert_eq!(told.recv().await, Some("cancelled"));
 }

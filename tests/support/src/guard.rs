@@ -245,6 +245,15 @@ pub fn require_programs(names: &[&str]) -> bool {
     missing.is_empty() || skip(&format!("not installed: {}", missing.join(", ")))
 }
 
+/// Whether this machine has the IPv6 loopback address. If not, as [`require_root_and_fuse`].
+#[track_caller]
+pub fn require_ipv6() -> bool {
+    match std::net::TcpListener::bind("[::1]:0") {
+        Ok(_) => true,
+        Err(error) => skip(&format!("[::1]: {error}")),
+    }
+}
+
 /// Says why a test does not run; always false.
 #[track_caller]
 fn skip(why: &str) -> bool {

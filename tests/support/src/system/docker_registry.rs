@@ -79,6 +79,16 @@ impl DockerRegistry {
         DockerRegistry::open(dir, dir.join("storage"), Mode::Proxy(remote.to_owned()))
     }
 
+    /// From now on it serves what it holds to who knows [`LOGIN`].
+    ///
+    /// # Panics
+    /// If it does not start again.
+    pub fn lock(&mut self) {
+        self.stop();
+        self.mode = Mode::Locked;
+        self.resume();
+    }
+
     fn open(dir: &Path, storage: PathBuf, mode: Mode) -> DockerRegistry {
         std::fs::create_dir_all(&storage).expect("the registry's storage directory");
         let address = "127.0.0.1:0".to_owned();

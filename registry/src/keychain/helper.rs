@@ -4,21 +4,15 @@
 //! `{"ServerURL", "Username", "Secret"}`, or fails and says so on standard output. The user name `<token>` means that the
 //! secret is an identity token.
 //!
-//! Owns the call and its bounds. What a helper writes is never repeated: it may be the secret.
+//! Owns the words of the call. What a helper writes is never repeated: it may be the secret.
 
 use super::Credential;
+use super::program::{self, Said};
 use crate::secret::Secret;
 use serde::Deserialize;
 use std::path::PathBuf;
-use std::process::Stdio;
-use std::time::Duration;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 
-/// Helpers of clouds ask a service that answers within a second or two.
-const LIMIT: Duration = Duration::from_secs(20);
-/// Tokens of clouds have some KiB.
-const MAX_OUTPUT: u64 = 64 << 10;
 /// What docker's own helpers say when they know nothing of a server.
 const NOT_FOUND: &str = "credentials not found in native keychain";
 /// The user name that says that the secret is a token.
@@ -47,29 +41,9 @@ pub(super) async fn get(
     }
     let program = format!("docker-credential-{name}");
     let program = directory.map_or_else(|| PathBuf::from(&program), |directory| directory.join(&program));
-    let call = async {
-        let mut child = Command::new(program)
-            .arg("get")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(|error| format!("cannot be run ({error})"))?;
-        if let Some(mut stdin) = child.stdin.take() {
-            // One that does not read its input may answer all the same.
-            let _ = stdin.write_all(server.as_bytes()).await;
-        }
-        let mut output = Vec::new();
-        if let Some(stdout) = child.stdout.take() {
-            let read = stdout.take(MAX_OUTPUT).read_to_end(&mut output).await;
-            read.map_err(|error| format!("cannot be read from ({error})"))?;
-        }
-        let status = child.wait().await.map_err(|error| format!("cannot be waited for ({error})"))?;
-        Ok::<_, String>((status, output))
-    };
-    let called = tokio::time::timeout(LIMIT, call).await;
-    let (status, output) = called.map_err(|_| format!("has not answered within {LIMIT:?}"))??;
+    let mut command = Command::new(program);
+    command.arg("get");
+    let Said { status, output } = program::run(command, server.as_bytes()).await?;
     if !status.success() {
         let said = String::from_utf8_lossy(&output);
         return if said.trim() == NOT_FOUND { Ok(None) } else { Err(format!("has failed ({status})")) };
