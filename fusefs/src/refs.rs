@@ -32,7 +32,7 @@ use std::{
 use bytes::Bytes;
 use estargz::{Digest, Kind};
 use futures::{StreamExt as _, stream};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use registry::{Reference, Registry};
 use tokio::{runtime::Handle, sync::watch, time::Instant};
 
@@ -348,19 +348,19 @@ impl Refs {
         }
     }
 
-    /// Writes what has changed. Blocking.
+    /// Writes what has changed, and waits for who is writing. Blocking.
     pub fn flush(&self) {
+        let writing = self.writing.lock();
         let changed = std::mem::take(&mut self.state.lock().changed);
         for number in changed {
-            if let Err(error) = self.write(number) {
+            if let Err(error) = self.write(number, &writing) {
                 tracing::warn!(number, %error, "a reference's record cannot be written");
             }
         }
     }
 
     /// Writes what is known of a reference. Blocking.
-    fn write(&self, number: u32) -> io::Result<()> {
-        let _writing = self.writing.lock();
+    fn write(&self, number: u32, _: &MutexGuard<'_, ()>) -> io::Result<()> {
         let record = self.state.lock().records.get(&number).cloned();
         record.map_or(Ok(()), |record| self.files.write(&record))
     }
@@ -381,7 +381,7 @@ impl Refs {
 
     /// The slot of the layer that a reference has under this digest, shown.
     async fn find(self: Arc<Self>, number: u32, digest: String) -> Option<u32> {
-        let deadline = Instant::now() + self.patience;
+        let deadline = self.state.lock().asked(number, self.patience) + self.patience;
         let known = self.state.lock().named(number, &digest);
         let (slot, by) = match known {
             Some(known) => known,
@@ -513,7 +513,13 @@ impl Refs {
         if let Some(now) = state.records.get(&record.number) {
             record.layers[..now.layers.len()].clone_from_slice(&now.layers);
         }
+        let number = record.number;
         state.enter(record);
+        // What has just been tried was without the new layers.
+        state.jobs.retain(|job, progress| match job {
+            Job::Show(shown, _) => *shown != number || matches!(progress, Progress::Running),
+            Job::Resolve(_) => true,
+        });
         drop(state);
         self.changed.send_replace(());
         Ok(())
@@ -561,7 +567,7 @@ impl Refs {
             state.slots[&slot]
         };
         let refs = self.clone();
-        let written = tokio::task::spawn_blocking(move || refs.write(number)).await;
+        let written = tokio::task::spawn_blocking(move || refs.write(number, &refs.writing.lock())).await;
         match written.unwrap_or_else(|panic| Err(io::Error::other(panic))) {
             Ok(()) => {
                 self.state.lock().ready.insert(slot);

@@ -86,7 +86,47 @@ impl State {
         Some((record.layers[place].entry(by).slot, by))
     }
 
+    /// Since when a client has been waiting for a reference's layers: it looks for the reference first, and that has had a part
+    /// of the time it may take.
+    pub(super) fn asked(&self, number: u32, patience: Duration) -> Instant {
+        let name = self.records.get(&number).map(|record| record.reference.clone());
+        let job = name.and_then(|name| self.jobs.get(&Job::Resolve(name)));
+        let begun = match job {
+            Some(Progress::Ended { at, took }) => at.checked_sub(*took),
+            Some(Progress::Running) | None => None,
+        };
+        begun.filter(|begun| begun.elapsed() < patience).unwrap_or_else(Instant::now)
+    }
+
     pub(super) fn is_running(&self, job: &Job) -> bool {
         matches!(self.jobs.get(job), Some(Progress::Running))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_just_found_out_is_settled_for_a_while_and_counts_to_the_time_of_a_look() {
+        let mut state = State::default();
+        state.enter(RefRecord::new(2, "h/r:t".to_owned(), 0));
+        let patience = Duration::from_secs(30);
+        let start = Instant::now();
+        assert_eq!(state.asked(2, patience), start);
+        tokio::time::advance(Duration::from_secs(8)).await;
+        let ended = Progress::Ended { at: Instant::now(), took: Duration::from_secs(8) };
+        state.jobs.insert(Job::Resolve("h/r:t".to_owned()), ended);
+        assert_eq!(state.asked(2, patience), start);
+        tokio::time::advance(Duration::from_secs(7)).await;
+        assert!(ended.is_settled());
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert!(!ended.is_settled());
+        tokio::time::advance(Duration::from_secs(20)).await;
+        assert_eq!(state.asked(2, patience), Instant::now(), "another pull");
+        let quick = Progress::Ended { at: Instant::now(), took: Duration::ZERO };
+        assert!(quick.is_settled() && Progress::Running.is_settled());
+        tokio::time::advance(SETTLED).await;
+        assert!(!quick.is_settled());
     }
 }
