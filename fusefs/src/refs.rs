@@ -156,15 +156,7 @@ impl Refs {
 
     /// What went wrong with a reference may go well now: somebody has brought a login for it.
     pub fn try_again(&self, reference: &str) {
-        let mut state = self.state.lock();
-        let number = state.names.get(reference).copied();
-        state.jobs.retain(|job, progress| {
-            let same = match job {
-                Job::Resolve(text) => text == reference,
-                Job::Show(shown, _) => Some(*shown) == number,
-            };
-            !same || matches!(progress, Progress::Running)
-        });
+        self.state.lock().unsettle(reference);
     }
 
     /// Looks for a name in a directory.

@@ -86,6 +86,18 @@ impl State {
         Some((record.layers[place].entry(by).slot, by))
     }
 
+    /// What was found out of a reference says nothing any more.
+    pub(super) fn unsettle(&mut self, reference: &str) {
+        let number = self.names.get(reference).copied();
+        self.jobs.retain(|job, progress| {
+            let same = match job {
+                Job::Resolve(text) => text == reference,
+                Job::Show(shown, _) => Some(*shown) == number,
+            };
+            !same || matches!(progress, Progress::Running)
+        });
+    }
+
     /// Since when a client has been waiting for a reference's layers: it looks for the reference first, and that has had a part
     /// of the time it may take.
     pub(super) fn asked(&self, number: u32, patience: Duration) -> Instant {

@@ -10,5 +10,6 @@ mod cost;
 mod faults;
 mod graduate;
 mod hostile;
+mod refs;
 mod restart;
 mod tree;
