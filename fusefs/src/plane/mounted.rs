@@ -79,7 +79,7 @@ impl Plane {
     }
 
     /// Ends background work and makes what is stored durable. A mount that is kept stays for the next process as long as
-    /// anything uses it; then the process must end without giving up what it has not answered (`true`). Otherwise it is
+    /// [`Stay`] says; then the process must end without giving up what it has not answered (`true`). Otherwise it is
     /// unmounted if nothing uses it; one in use stays, with what the page cache holds. Blocking.
     pub fn stop(&self) -> bool {
         self.stopping.store(true, Ordering::Release);
@@ -137,20 +137,16 @@ impl Plane {
     }
 }
 
-/// How many links a lower directory of podman's is behind: `l/<short>`, then `<id>/diff`; and one more.
-const LINKS: usize = 3;
-
-/// Whether a lower directory is a link into a mount. The mount itself is not looked at.
+/// Whether a lower directory is in a mount, or a link of containers/storage that leads there: `overlay/l/<short>` to
+/// `../<id>/diff`, and that into the mount. No other link is looked at: it may lie on a file system that hangs.
 fn leads_to(lower: &Path, mountpoint: &Path) -> bool {
-    let mut path = lower.to_owned();
-    for _ in 0..LINKS {
-        if path.starts_with(mountpoint) {
-            return true;
-        }
-        let Ok(target) = fs::read_link(&path) else { return false };
-        path = normal(&path.parent().unwrap_or(Path::new("/")).join(target));
-    }
-    path.starts_with(mountpoint)
+    let follow = |path: &Path| {
+        let target = fs::read_link(path).ok()?;
+        Some(normal(&path.parent()?.join(target)))
+    };
+    let is_short = lower.parent().and_then(Path::file_name).is_some_and(|dir| dir == "l");
+    let layer = || follow(lower).and_then(|diff| follow(&diff));
+    lower.starts_with(mountpoint) || is_short && layer().is_some_and(|layer| layer.starts_with(mountpoint))
 }
 
 /// A path without `..`, by its names alone.
@@ -186,6 +182,7 @@ mod tests {
         assert!(leads_to(&graph.join("l/lazy"), &mount));
         assert!(leads_to(&mount.join("cmVm/sha256:0/diff"), &mount));
         assert!(!leads_to(&graph.join("l/plain"), &mount));
+        assert!(!leads_to(&graph.join("lazy/diff"), &mount), "not as podman names it");
         assert!(!leads_to(&graph.join("l/missing"), &mount));
     }
 }
