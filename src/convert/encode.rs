@@ -45,6 +45,7 @@ impl Settings {
     fn options(&self, first: &[First]) -> Result<Options, writer::Error> {
         let Shape { chunk_size, min_chunk_size, level } = self.shape;
         Ok(Options {
+            target: writer::Target::EStargz,
             chunk_size,
             min_chunk_size,
             level: Level::new(level)?,
