@@ -31,6 +31,8 @@ mod endurance;
 mod hosts;
 #[path = "system/survival.rs"]
 mod survival;
+#[path = "system/zstd.rs"]
+mod zstd;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_lazurite");
 /// Longer than anything here takes; only a bug reaches it.
