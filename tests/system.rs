@@ -37,6 +37,8 @@ mod logins;
 mod podman;
 #[path = "system/survival.rs"]
 mod survival;
+#[path = "system/zstd.rs"]
+mod zstd;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_lazurite");
 /// Longer than anything here takes; only a bug reaches it.
