@@ -7,7 +7,8 @@ use std::num::NonZero;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use estargz::writer::{Dialect, Target};
 
 use crate::config::{Config, Level, LogFormat};
 use crate::containerd::DEFAULT_ADDRESS;
@@ -271,9 +272,10 @@ pub struct PullArgs {
     Examples:\n  \
     lazurite convert docker://registry.example.com/app:1.0 docker://registry.example.com/app:1.0-esgz\n  \
     lazurite convert --all-platforms docker://registry.example.com/app:1.0 oci:/tmp/app:1.0\n  \
-    lazurite convert --prefetch-list files.txt containerd:app:1.0 containerd:app:1.0-esgz\n\n\
-    Layers that are eStargz already are used unchanged. What an earlier run has stored at DST is not\n\
-    made or sent again. An interrupted run leaves DST's name as it was; run the same command again.")]
+    lazurite convert --prefetch-list files.txt containerd:app:1.0 containerd:app:1.0-esgz\n  \
+    lazurite convert --format zstd:chunked docker://registry.example.com/app:1.0 docker://registry.example.com/app:1.0-zst\n\n\
+    Layers that are in the wanted format already are used unchanged. What an earlier run has stored at DST\n\
+    is not made or sent again. An interrupted run leaves DST's name as it was; run the same command again.")]
 pub struct ConvertArgs {
     /// The image: a place (see below)
     #[arg(value_name = "SRC")]
@@ -288,6 +290,13 @@ pub struct ConvertArgs {
     /// Convert for all platforms the image has
     #[arg(long, conflicts_with = "platform")]
     pub all_platforms: bool,
+    /// What layers become: ordinary tar.gz, or ordinary tar.zst, which are smaller and are unpacked faster
+    #[arg(long, value_enum, default_value_t = LayerFormat::Estargz)]
+    pub format: LayerFormat,
+    /// Whose zstd:chunked: podman's, which buildah, skopeo and CRI-O read too, or stargz-snapshotter's. Lazurite reads both
+    /// [default: podman]
+    #[arg(long, value_enum)]
+    pub dialect: Option<DialectName>,
     /// Name manifests, configs and layers as OCI does (this is the default)
     #[arg(long, overrides_with = "no_oci")]
     pub oci: bool,
@@ -309,7 +318,7 @@ pub struct ConvertArgs {
     /// Put these files first: a path or a glob (*, ?, [], **) on each line, # begins a comment
     #[arg(long, value_name = "FILE")]
     pub prefetch_list: Option<PathBuf>,
-    /// Convert layers again that are eStargz already, or were converted by an earlier run
+    /// Convert layers again that are in the wanted format already, or were converted by an earlier run
     #[arg(long)]
     pub force: bool,
     /// Layers worked on side by side [default: the number of processors, 4 at most]
@@ -342,6 +351,38 @@ pub struct ConvertArgs {
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// What layers are converted to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LayerFormat {
+    /// eStargz.
+    Estargz,
+    /// zstd:chunked.
+    #[value(name = "zstd:chunked", alias = "zstdchunked", alias = "zstd-chunked")]
+    ZstdChunked,
+}
+
+/// The dialects of zstd:chunked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DialectName {
+    /// containers/storage's.
+    Podman,
+    /// stargz-snapshotter's.
+    Stargz,
+}
+
+impl ConvertArgs {
+    /// What layers are converted to.
+    pub fn target(&self) -> Target {
+        match (self.format, self.dialect) {
+            (LayerFormat::Estargz, _) => Target::EStargz,
+            (LayerFormat::ZstdChunked, None | Some(DialectName::Podman)) => {
+                Target::ZstdChunked(Dialect::Podman)
+            }
+            (LayerFormat::ZstdChunked, Some(DialectName::Stargz)) => Target::ZstdChunked(Dialect::Stargz),
+        }
+    }
 }
 
 /// `lazurite inspect`

@@ -108,6 +108,10 @@ section! {
         /// Before a layer becomes a plain directory, download its blob once more, in order, and compare its digest with the
         /// manifest's. What containers see is verified without: by the digests in the table of contents.
         check_blob_digest: bool = false,
+        /// Do not ask registries for the manifests of images whose layers come without a TOC digest. One request for each
+        /// image (on Docker Hub it counts as a pull) tells which of them podman, buildah or skopeo have made as
+        /// zstd:chunked; without it these are unpacked.
+        no_manifest_lookup: bool = false,
     }
 }
 

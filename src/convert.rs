@@ -1,4 +1,4 @@
-//! `lazurite convert`: an image in, the same image with eStargz layers out.
+//! `lazurite convert`: an image in, the same image with lazy layers out: eStargz or zstd:chunked.
 //!
 //! | module | owns |
 //! |---|---|
@@ -33,6 +33,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use estargz::writer::{Dialect, Target};
 use futures::{StreamExt, stream};
 use registry::Registry;
 use tokio::time::Instant;
@@ -139,6 +140,7 @@ async fn convert(
     let priorities = priorities(args)?;
     let settings = settings(args);
     settings.check()?;
+    check_format(args)?;
 
     let (at_source, at_destination) = wishes(args)?;
     let (registry_settings, _login) = login::settings(config, at_source, from.host())?;
@@ -200,6 +202,25 @@ async fn convert(
     result
 }
 
+/// Checks that the format can be what is asked of it.
+fn check_format(args: &ConvertArgs) -> anyhow::Result<()> {
+    let target = args.target();
+    ensure!(
+        args.dialect.is_none() || target != Target::EStargz,
+        "--dialect is one of zstd:chunked: say --format zstd:chunked too"
+    );
+    ensure!(
+        !args.no_oci || target == Target::EStargz,
+        "docker's manifests have no layers in zstd: say --format zstd:chunked without --no-oci"
+    );
+    ensure!(
+        target != Target::ZstdChunked(Dialect::Podman)
+            || (args.record_in.is_none() && args.prefetch_list.is_none()),
+        "podman's dialect of zstd:chunked cannot say which files come first: say --dialect stargz, or --format estargz"
+    );
+    Ok(())
+}
+
 /// What is said of the registries at both ends. A login for one of them is no business of the other.
 fn wishes<'a>(args: &'a ConvertArgs) -> anyhow::Result<(Wishes<'a>, Wishes<'a>)> {
     let general = Wishes::from(&args.registry);
@@ -250,7 +271,12 @@ fn priorities(args: &ConvertArgs) -> anyhow::Result<Priorities> {
 
 fn settings(args: &ConvertArgs) -> Settings {
     Settings {
-        shape: Shape { chunk_size: args.chunk_size, min_chunk_size: args.min_chunk_size, level: args.level },
+        shape: Shape {
+            target: args.target(),
+            chunk_size: args.chunk_size,
+            min_chunk_size: args.min_chunk_size,
+            level: args.level,
+        },
         threads: processors(),
         tmpdir: args.tmpdir.clone().unwrap_or_else(std::env::temp_dir),
     }
@@ -302,7 +328,8 @@ async fn layers(
                 if let Done { fate: Fate::Convert, change: Some(change), .. } = done {
                     journal.note(change);
                 }
-                bar.done(&report::Layer::new(&task.layer, None, done).to_string());
+                let target = work.settings.shape.target;
+                bar.done(&report::Layer::new(&task.layer, None, target, done).to_string());
             }
             Err(_) => work.stop.cancel(),
         }
@@ -378,7 +405,12 @@ fn report(
             config_digest,
             layers: layers
                 .map(|(n, (layer, task))| {
-                    report::Layer::new(layer, diff_ids.get(n).map(String::as_str), &done[*task])
+                    report::Layer::new(
+                        layer,
+                        diff_ids.get(n).map(String::as_str),
+                        args.target(),
+                        &done[*task],
+                    )
                 })
                 .collect(),
         });
@@ -388,6 +420,7 @@ fn report(
         destination: args.destination.to_string(),
         digest: documents.root.digest.clone(),
         media_type: documents.root.media_type.clone(),
+        format: report::name(args.target()),
         images,
         not_found: not_found(plan, done),
         seconds: started.elapsed().as_secs_f64(),

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use anyhow::{Context, bail, ensure};
+use estargz::Compression;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
@@ -51,6 +52,23 @@ pub struct Descriptor {
     /// In an index: what the manifest is for.
     #[serde(default)]
     pub platform: Option<Platform>,
+}
+
+impl Descriptor {
+    /// What is said of the layer's table of contents.
+    pub fn toc(&self) -> Option<estargz::Announced> {
+        estargz::announced(self.compression(), |key| self.annotations.get(key).map(String::as_str))
+    }
+
+    /// The TOC digest as it is written, which may be none: of the kind that containerd passes on, else of podman's.
+    pub fn named_toc_digest(&self) -> Option<&str> {
+        estargz::announced_digest(self.compression(), |key| self.annotations.get(key).map(String::as_str))
+    }
+
+    /// What a layer is compressed with, if it is at all.
+    pub fn compression(&self) -> Compression {
+        Compression::of_media_type(&self.media_type)
+    }
 }
 
 /// An operating system and a processor.

@@ -25,7 +25,7 @@ use crate::convert::media::{LayerKind, layer_kind};
 use crate::convert::plan::Plan;
 use crate::convert::priority::Priorities;
 use crate::convert::{Wanted, pipe};
-use crate::image::{self, Descriptor, Platform, TOC_DIGEST};
+use crate::image::{self, Descriptor, Platform};
 use crate::login;
 use crate::toc::{self, Guess};
 use crate::transport::{Blobs, Location, Means};
@@ -92,8 +92,8 @@ async fn image(args: &InspectArgs, config: &Config, location: &Location) -> anyh
         let layers = image.layers.iter().enumerate().map(|(n, (layer, _))| {
             let diff_id = diff_ids.get(n).cloned();
             async move {
-                let named = match layer.annotations.get(TOC_DIGEST) {
-                    Some(text) => Named::As(text.clone()),
+                let named = match layer.named_toc_digest() {
+                    Some(text) => Named::As(text.to_owned()),
                     None => Named::Not,
                 };
                 let inspected = inspect(args, blobs, layer, named, diff_id).await;
@@ -136,7 +136,7 @@ async fn inspect(
     let limits = Limits::default();
     let head = blobs.range(layer, 0..layer.size.min(HEAD)).await?;
     let tail = blobs.range(layer, layer.size.saturating_sub(8)..layer.size).await?;
-    let guess = if named == Named::Not { Guess::Plain } else { Guess::Estargz };
+    let guess = if named == Named::Not { Guess::Plain } else { Guess::Lazy };
     let json: Result<TocJson, estargz::Error> = toc::read(blobs, layer, guess, &limits).await?;
     let format = examine::format(&head, &tail, json.as_ref().ok());
     let toc = json.and_then(|json| Ok((json.parse(&limits)?, json)));

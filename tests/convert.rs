@@ -25,6 +25,9 @@ use support::{
     system::{self, Containerd, Cri, DockerRegistry, Form, Image, Lazurite, SNAPSHOTTER},
 };
 
+#[path = "convert/zstd.rs"]
+mod zstd_chunked;
+
 const BINARY: &str = env!("CARGO_BIN_EXE_lazurite");
 /// Longer than anything here takes; only a bug reaches it.
 const LIMIT: Duration = Duration::from_secs(120);

@@ -39,6 +39,8 @@ mod podman;
 mod store;
 #[path = "system/survival.rs"]
 mod survival;
+#[path = "system/zstd.rs"]
+mod zstd;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_lazurite");
 /// Longer than anything here takes; only a bug reaches it.

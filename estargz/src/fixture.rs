@@ -4,6 +4,8 @@ use std::io::Write;
 
 use flate2::{Compression, GzBuilder};
 
+use crate::Position;
+
 /// One gzip member.
 pub(crate) fn gzip(data: &[u8]) -> Vec<u8> {
     let mut writer = GzBuilder::new().write(Vec::new(), Compression::default());
@@ -42,6 +44,30 @@ fn framed(framing: &[u8], toc_offset: u64) -> Vec<u8> {
     [header, framing, digits.as_bytes(), b"\x01\0\0\xff\xff", &[0; 8]].concat()
 }
 
+/// A frame of zstd without the size of its contents, as streaming writers make them.
+pub(crate) fn zstd(data: &[u8]) -> Vec<u8> {
+    let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
+    encoder.write_all(data).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// A zstd:chunked footer of 40, 56 or 64 bytes in its frame.
+pub(crate) fn zstd_footer(position: Position, len: usize) -> Vec<u8> {
+    let Position { offset, stored, json } = position;
+    let numbers = [offset, stored, json, 1].map(u64::to_le_bytes).concat();
+    let rest = match len {
+        40 => b"GnUlInUx".to_vec(),
+        56 => [b"GnUlInUx", &[0; 16][..]].concat(),
+        _ => [&[7; 24][..], b"GNUlInUx"].concat(),
+    };
+    skippable(&[numbers, rest].concat())
+}
+
+/// A frame that decoders skip.
+pub(crate) fn skippable(data: &[u8]) -> Vec<u8> {
+    [b"\x50\x2a\x4d\x18", &(data.len() as u32).to_le_bytes(), data].concat()
+}
+
 /// A tar with one entry and its closing blocks.
 pub(crate) fn tar(name: &str, data: &[u8]) -> Vec<u8> {
     let mut header = [0; 512];
@@ -74,6 +100,19 @@ impl Blob {
         let toc_offset = bytes.len() as u64;
         bytes.extend(gzip(&tar("stargz.index.json", json)));
         bytes.extend(footer(toc_offset));
+        Blob { bytes, toc_offset, json: json.to_vec() }
+    }
+}
+
+impl Blob {
+    /// The same as zstd:chunked, with a footer of 40, 56 or 64 bytes. `toc_offset` is where the payload ends.
+    pub(crate) fn zstd(payload: &[u8], json: &[u8], footer: usize) -> Self {
+        let mut bytes = zstd(payload);
+        let toc_offset = bytes.len() as u64;
+        let toc = zstd(json);
+        let position = Position { offset: toc_offset + 8, stored: toc.len() as u64, json: json.len() as u64 };
+        bytes.extend(skippable(&toc));
+        bytes.extend(zstd_footer(position, footer));
         Blob { bytes, toc_offset, json: json.to_vec() }
     }
 }

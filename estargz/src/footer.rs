@@ -18,17 +18,40 @@
 //! and the empty body says nothing, so they are not looked at. The offset is not trusted: it must point between
 //! the blob's start and its footer.
 //!
-//! A format with another kind of footer (zstd:chunked) is one more function here and one more [`Format`].
+//! A zstd:chunked blob ends in a skippable zstd frame instead, whose contents are numbers (u64, little endian) and a magic
+//! word. Three forms are known; each word is told by its own place, so that none is taken for another:
+//!
+//! ```text
+//!       stargz-snapshotter,     containers/storage      containers/storage
+//!       containers/storage      1.47 to 1.49            since 1.50
+//!       up to 1.46: 40 bytes    56 bytes                64 bytes
+//! -8    50 2a 4d 18, length     the same                the same
+//! 0     TOC offset              the same                the same
+//! 8     TOC bytes, compressed   the same                the same
+//! 16    TOC bytes               the same                the same
+//! 24    1                       the same                the same
+//! 32    "GnUlInUx"              "GnUlInUx", 16 zeros    tar-split offset, both lengths, "GNUlInUx"
+//! ```
+//!
+//! containers/storage itself never reads them: it goes by the manifest's annotations, see [`Position`].
 
 use std::ops::Range;
 
-use crate::Error;
+use crate::inflate::Compression;
+use crate::{Error, Limits};
 
-/// Bytes to read from a blob's end to recognise any supported footer.
-pub(crate) const MAX_LEN: usize = ESTARGZ_LEN;
+/// Bytes to read from a blob's end to recognise any supported footer. No blob that holds a TOC is as short.
+pub(crate) const MAX_LEN: usize = SKIPPABLE_HEADER + 64;
 
 const ESTARGZ_LEN: usize = 51;
 const LEGACY_LEN: usize = 47;
+
+/// Magic number and length of a skippable zstd frame (RFC 8878, 3.1.2).
+const SKIPPABLE_HEADER: usize = 8;
+const SKIPPABLE_MAGIC: &[u8] = b"\x50\x2a\x4d\x18";
+
+/// The only kind of TOC there is.
+const KIND: u64 = 1;
 
 /// How a layer's blob is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -39,14 +62,89 @@ pub enum Format {
     /// Legacy stargz (CRFS): gzip members, 47-byte footer. Its TOCs often lack chunk digests, so that few of
     /// them can be verified.
     Stargz,
+    /// zstd:chunked of either dialect: zstd frames, the TOC in a skippable frame.
+    ZstdChunked,
+}
+
+impl Format {
+    /// What its members are compressed with.
+    pub fn compression(self) -> Compression {
+        match self {
+            Format::EStargz | Format::Stargz => Compression::Gzip,
+            Format::ZstdChunked => Compression::Zstd,
+        }
+    }
 }
 
 /// What a footer says, checked against the blob's size.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Footer {
     pub(crate) format: Format,
-    /// Blob range of the TOC member, not empty. Its start is the end of the payload members.
+    /// Blob range of the TOC as it is stored, not empty.
     pub(crate) toc: Range<u64>,
+    /// Where the payload members end.
+    pub(crate) payload_end: u64,
+    /// Bytes of the TOC's JSON, where they are told beside it.
+    pub(crate) json: Option<u64>,
+}
+
+impl Footer {
+    /// # Errors
+    ///
+    /// [`Error::Limit`] if the TOC is too large, as stored or by what is said of its JSON.
+    pub(crate) fn check(self, limits: &Limits) -> Result<Self, Error> {
+        let stored = self.toc.end - self.toc.start;
+        for (what, value, limit) in [
+            ("bytes of the TOC as stored in the blob", stored, limits.toc_compressed_bytes),
+            ("bytes of TOC JSON", self.json.unwrap_or(0), limits.toc_json_bytes),
+        ] {
+            if value > limit {
+                return Err(Error::limit(what, value, limit));
+            }
+        }
+        Ok(self)
+    }
+}
+
+/// Where the TOC of a zstd:chunked blob is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// Blob offset of the compressed JSON, behind the header of its skippable frame.
+    pub offset: u64,
+    /// Bytes of it, compressed.
+    pub stored: u64,
+    /// Bytes of it, decompressed.
+    pub json: u64,
+}
+
+impl Position {
+    /// Reads the annotation `...zstd-chunked.manifest-position`: `offset:stored:json:1`.
+    pub fn parse(text: &str) -> Option<Position> {
+        let mut numbers = text.split(':').map(|number| match number.bytes().all(|b| b.is_ascii_digit()) {
+            true => number.parse().ok(),
+            false => None,
+        });
+        let mut next = || numbers.next().flatten();
+        let position = Position { offset: next()?, stored: next()?, json: next()? };
+        (next()? == KIND && numbers.next().is_none()).then_some(position)
+    }
+
+    /// The same as a footer of a blob whose TOC must end before `end`.
+    pub(crate) fn footer(self, end: u64) -> Result<Footer, Error> {
+        let Position { offset, stored, json } = self;
+        let bad = |why: String| Error::BadToc { offset, why: why.into() };
+        let payload_end = offset.checked_sub(SKIPPABLE_HEADER as u64);
+        let payload_end = payload_end.ok_or_else(|| bad("there is no room for its frame".to_owned()))?;
+        match offset.checked_add(stored) {
+            Some(toc_end) if stored > 0 && toc_end <= end => Ok(Footer {
+                format: Format::ZstdChunked,
+                toc: offset..toc_end,
+                payload_end,
+                json: Some(json),
+            }),
+            _ => Err(bad(format!("{stored} bytes there do not lie before {end}"))),
+        }
+    }
 }
 
 /// Parses the last [`MAX_LEN`] bytes of a blob of `blob_size` bytes.
@@ -55,19 +153,44 @@ pub(crate) struct Footer {
 ///
 /// [`Error::NotEstargz`] if there is no footer, [`Error::BadToc`] if it points outside the blob's payload.
 pub(crate) fn parse(tail: &[u8; MAX_LEN], blob_size: u64) -> Result<Footer, Error> {
-    let (format, len, offset) = if let Some(offset) = toc_offset(tail, b"\x1a\0SG\x16\0") {
-        (Format::EStargz, ESTARGZ_LEN, offset)
-    } else if let Some(offset) = toc_offset(&tail[MAX_LEN - LEGACY_LEN..], b"\x16\0") {
-        (Format::Stargz, LEGACY_LEN, offset)
-    } else {
-        return Err(Error::NotEstargz { why: "its last bytes are not a footer".into() });
-    };
+    if let Some((position, len)) = zstd_chunked(tail) {
+        return position.footer(blob_size.saturating_sub(len as u64));
+    }
+    let (format, len, offset) =
+        if let Some(offset) = toc_offset(&tail[MAX_LEN - ESTARGZ_LEN..], b"\x1a\0SG\x16\0") {
+            (Format::EStargz, ESTARGZ_LEN, offset)
+        } else if let Some(offset) = toc_offset(&tail[MAX_LEN - LEGACY_LEN..], b"\x16\0") {
+            (Format::Stargz, LEGACY_LEN, offset)
+        } else {
+            return Err(Error::NotEstargz { why: "its last bytes are not a footer".into() });
+        };
     let start = blob_size.saturating_sub(len as u64);
     if offset >= start {
         let why = format!("the footer itself starts at {start}");
         return Err(Error::BadToc { offset, why: why.into() });
     }
-    Ok(Footer { format, toc: offset..start })
+    Ok(Footer { format, toc: offset..start, payload_end: offset, json: None })
+}
+
+/// What a zstd:chunked footer says, and the bytes of its frame.
+fn zstd_chunked(tail: &[u8; MAX_LEN]) -> Option<(Position, usize)> {
+    let len = if tail.ends_with(b"GNUlInUx") {
+        64
+    } else if tail.ends_with(b"GnUlInUx") {
+        40
+    } else if tail.ends_with(b"GnUlInUx\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0") {
+        56
+    } else {
+        return None;
+    };
+    let frame = &tail[MAX_LEN - SKIPPABLE_HEADER - len..];
+    let footer =
+        frame.strip_prefix(SKIPPABLE_MAGIC)?.strip_prefix(&u32::try_from(len).ok()?.to_le_bytes())?;
+    let (numbers, _) = footer.as_chunks::<8>();
+    let [offset, stored, json, KIND] = numbers.first_chunk::<4>()?.map(u64::from_le_bytes) else {
+        return None;
+    };
+    Some((Position { offset, stored, json }, frame.len()))
 }
 
 /// The TOC offset in a gzip header whose extra field is `framing`, 16 hex digits and the magic word; `framing`
@@ -95,12 +218,16 @@ mod tests {
         tail
     }
 
+    fn gzip(format: Format, toc: Range<u64>) -> Footer {
+        Footer { format, payload_end: toc.start, toc, json: None }
+    }
+
     #[test]
-    fn both_formats() {
+    fn both_gzip_formats() {
         let estargz = parse(&tail(&fixture::footer(0x1234_abcd)), SIZE).unwrap();
-        assert_eq!(estargz, Footer { format: Format::EStargz, toc: 0x1234_abcd..SIZE - 51 });
+        assert_eq!(estargz, gzip(Format::EStargz, 0x1234_abcd..SIZE - 51));
         let legacy = parse(&tail(&fixture::legacy_footer(0)), SIZE).unwrap();
-        assert_eq!(legacy, Footer { format: Format::Stargz, toc: 0..SIZE - 47 });
+        assert_eq!(legacy, gzip(Format::Stargz, 0..SIZE - 47));
     }
 
     #[test]
@@ -138,5 +265,57 @@ mod tests {
             assert!(matches!(error, Error::BadToc { offset: o, .. } if o == offset), "{error}");
         }
         assert!(parse(&tail(&fixture::footer(0)), 51).is_err());
+    }
+
+    const POSITION: Position = Position { offset: 1000, stored: 200, json: 3000 };
+
+    #[test]
+    fn every_form_of_zstd_chunked() {
+        for len in [40, 56, 64] {
+            let footer = fixture::zstd_footer(POSITION, len);
+            let expected =
+                Footer { format: Format::ZstdChunked, toc: 1000..1200, payload_end: 992, json: Some(3000) };
+            assert_eq!(parse(&tail(&footer), SIZE).unwrap(), expected);
+            // The TOC may end where the footer's frame begins, and no later.
+            let size = 1200 + footer.len() as u64;
+            assert_eq!(parse(&tail(&footer), size).unwrap(), expected);
+            assert!(matches!(parse(&tail(&footer), size - 1), Err(Error::BadToc { offset: 1000, .. })));
+            // Every byte but those of numbers that may be anything.
+            for at in (0..8).chain(32..40).chain(if len == 64 { 64..72 } else { 40..8 + len }) {
+                let mut broken = footer.clone();
+                broken[at] ^= 0x20;
+                assert!(matches!(parse(&tail(&broken), SIZE), Err(Error::NotEstargz { .. })), "{len}: {at}");
+            }
+        }
+        // The end of a longer footer with the shorter one's word is none.
+        let mut mixed = fixture::zstd_footer(POSITION, 64);
+        mixed[64..].copy_from_slice(b"GnUlInUx");
+        assert!(matches!(parse(&tail(&mixed), SIZE), Err(Error::NotEstargz { .. })));
+        for position in [
+            Position { offset: 7, ..POSITION },
+            Position { stored: 0, ..POSITION },
+            Position { offset: u64::MAX, ..POSITION },
+            Position { stored: u64::MAX, ..POSITION },
+        ] {
+            let error = parse(&tail(&fixture::zstd_footer(position, 64)), SIZE).unwrap_err();
+            assert!(matches!(error, Error::BadToc { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn positions_are_four_numbers() {
+        assert_eq!(Position::parse("1000:200:3000:1"), Some(POSITION));
+        for text in [
+            "",
+            "1:2:3",
+            "1:2:3:2",
+            "1:2:3:1:1",
+            "1:2:+3:1",
+            "1:2::1",
+            "1:2:3:1 ",
+            "99999999999999999999:2:3:1",
+        ] {
+            assert_eq!(Position::parse(text), None, "{text}");
+        }
     }
 }

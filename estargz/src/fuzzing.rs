@@ -9,10 +9,10 @@ use std::num::NonZero;
 use bytes::Bytes;
 use flate2::bufread::MultiGzDecoder;
 
-use crate::writer::{self, Pattern};
+use crate::writer::{self, Dialect, Pattern, Target as Form};
 use crate::{
-    ChunkSpec, Content, DecodedMember, Digest, Error, Format, Kind, Limits, Opener, Step, Toc, TocJson,
-    decode_member, headers, inflate,
+    ChunkSpec, Compression, Content, DecodedMember, Digest, Error, Format, Kind, Limits, Opener, Step, Toc,
+    TocJson, decode_member, headers, inflate,
 };
 
 /// Limits small enough that a fuzzer reaches them.
@@ -47,7 +47,7 @@ pub const TARGETS: [Target; 6] = [
 
 /// The JSON is held twice by the target itself.
 fn opening(len: usize) -> usize {
-    let json = (limits().toc_json_bytes as usize).min(1032 * len);
+    let json = (limits().toc_json_bytes as usize).min(ZSTD_RATIO * len);
     len + DECODER + parsing(json)
 }
 
@@ -74,12 +74,17 @@ fn writing(len: usize) -> usize {
 
 const DECODER: usize = 128 << 10;
 
+/// zstd cannot do better: a block of 128 KiB from four bytes.
+const ZSTD_RATIO: usize = 32 << 10;
+
+const COMPRESSIONS: [Compression; 2] = [Compression::Gzip, Compression::Zstd];
+
 /// `data` is the end of a blob of various sizes.
 pub fn footer(data: &[u8]) {
     let len = data.len() as u64;
     for size in [len, len + 1, 1 << 20, 1 << 40, i64::MAX as u64, u64::MAX] {
         let Ok(mut opener) = Opener::new(size, Limits { toc_compressed_bytes: u64::MAX, ..limits() }) else {
-            assert!(size <= 51);
+            assert!(size <= 72);
             continue;
         };
         let tail = opener.tail(len);
@@ -119,7 +124,9 @@ pub fn blob(data: &[u8]) {
 
 /// `data` is TOC JSON.
 pub fn toc(data: &[u8]) {
-    parse(&TocJson::new(Format::EStargz, 1 << 40, data.to_vec()));
+    for format in [Format::EStargz, Format::ZstdChunked] {
+        parse(&TocJson::new(format, 1 << 40, data.to_vec()));
+    }
 }
 
 fn parse(json: &TocJson) {
@@ -134,6 +141,10 @@ fn parse(json: &TocJson) {
         (Err(_), Ok(_)) => panic!("verified what cannot be parsed"),
         (Err(_), Err(_)) => {}
     }
+    if let Some(stored) = json.stored_digest() {
+        let by_stored = json.clone().verify(&stored, &limits());
+        assert_eq!(by_stored.as_deref(), verified.as_deref(), "the two digests make a difference");
+    }
     if let Ok(toc) = verified {
         assert!(toc.chunks().iter().all(|chunk| chunk.digest.is_some()));
     }
@@ -146,15 +157,15 @@ fn parse(json: &TocJson) {
 /// `data` is a member, of which nothing is known.
 pub fn member(data: &[u8]) {
     let nothing = Digest::from_bytes([0; 32]);
-    for (inner_offset, size) in
-        [(0, 1), (0, 4096), (512, 100), (3000, 60_000), (500_000, 1), (u64::MAX, u64::MAX)]
-    {
+    let places = [(0, 1), (0, 4096), (512, 100), (3000, 60_000), (500_000, 1), (u64::MAX, u64::MAX)];
+    let cases = COMPRESSIONS.into_iter().flat_map(|compression| places.map(|place| (compression, place)));
+    for (compression, (inner_offset, size)) in cases {
         let spec = ChunkSpec { inner_offset, size, digest: nothing };
-        match decode_member(data, &[spec], &limits()) {
+        match decode_member(compression, data, &[spec], &limits()) {
             Ok(_) => panic!("{spec:?} was verified"),
             Err(Error::ChunkDigestMismatch { actual, .. }) => {
                 let right = ChunkSpec { digest: actual, ..spec };
-                let chunks = decode_member(data, &[right], &limits()).unwrap_or_default();
+                let chunks = decode_member(compression, data, &[right], &limits()).unwrap_or_default();
                 assert_eq!(chunks.iter().map(|chunk| Digest::of(chunk.data())).collect::<Vec<_>>(), [actual]);
             }
             Err(_) => {}
@@ -167,9 +178,9 @@ pub fn member(data: &[u8]) {
 /// `data` is a member with headers in it, of which nothing is known; or its decompressed bytes.
 pub fn whole(data: &[u8]) {
     let limits = limits();
-    let decoded = DecodedMember::decode(data, &limits);
-    if let Ok(member) = &decoded {
-        let all = inflate::members(data, limits.member_bytes);
+    for compression in COMPRESSIONS {
+        let Ok(member) = DecodedMember::decode(compression, data, &limits) else { continue };
+        let all = inflate::members(compression, data, limits.member_bytes);
         assert!(all.is_ok_and(|all| all.len() as u64 >= member.len() && member.len() <= limits.member_bytes));
         let nothing = Digest::from_bytes([0; 32]);
         let spec = ChunkSpec { inner_offset: 0, size: member.len(), digest: nothing };
@@ -203,15 +214,21 @@ fn seal(tar: &mut [u8]) {
 pub fn writer_tar(data: &[u8]) {
     let mut data = data.to_vec();
     seal(&mut data);
-    // Half of all inputs are reordered.
-    let prioritized = match Digest::of(&data).as_bytes()[0] {
-        0..128 => vec![],
-        _ => vec![Pattern::path("etc/passwd"), Pattern::path("link")],
+    // Half of all inputs are reordered, and half become zstd:chunked.
+    let dice = Digest::of(&data);
+    let front = || vec![Pattern::path("etc/passwd"), Pattern::path("link")];
+    let (target, prioritized) = match dice.as_bytes()[0] {
+        0..64 => (Form::EStargz, vec![]),
+        64..128 => (Form::EStargz, front()),
+        128..192 => (Form::ZstdChunked(Dialect::Podman), vec![]),
+        192.. => (Form::ZstdChunked(Dialect::Stargz), front()),
     };
+    let min_chunk_size = if target == Form::EStargz { 1500 } else { 0 };
     let build = |layer: &[u8]| {
         let options = writer::Options {
+            target,
             chunk_size: 1000,
-            min_chunk_size: 1500,
+            min_chunk_size,
             level: writer::Level::new(1)?,
             prioritized: prioritized.clone(),
             threads: NonZero::<usize>::MIN,
@@ -224,7 +241,10 @@ pub fn writer_tar(data: &[u8]) {
     let Ok((blob, summary)) = build(&data) else { return };
     assert_eq!((blob.len() as u64, Digest::of(&blob)), (summary.blob_size, summary.blob_digest));
     let mut tar = Vec::new();
-    let read = MultiGzDecoder::new(&blob[..]).read_to_end(&mut tar);
+    let read = match target {
+        Form::EStargz => MultiGzDecoder::new(&blob[..]).read_to_end(&mut tar),
+        Form::ZstdChunked(_) => zstd::Decoder::new(&blob[..]).and_then(|mut all| all.read_to_end(&mut tar)),
+    };
     assert!(read.is_ok_and(|len| len as u64 == summary.uncompressed_size));
     assert_eq!(Digest::of(&tar), summary.diff_id);
 
@@ -236,11 +256,12 @@ pub fn writer_tar(data: &[u8]) {
         Ok(toc) => {
             check(&toc);
             assert_eq!(toc.lossy_names(), summary.lossy_names > 0);
+            let compression = toc.format().compression();
             for chunk in toc.chunks() {
                 let member = toc.members()[chunk.member as usize];
                 let bytes = &blob[member.offset as usize..member.end as usize];
                 let spec = chunk.spec().unwrap_or_else(|| panic!("{chunk:?} has no digest"));
-                assert!(decode_member(bytes, &[spec], &Limits::default()).is_ok(), "{chunk:?}");
+                assert!(decode_member(compression, bytes, &[spec], &Limits::default()).is_ok(), "{chunk:?}");
             }
         }
         Err(Error::BadEntry { .. } | Error::Limit { .. }) => {}

@@ -1,4 +1,4 @@
-//! eStargz and legacy stargz layers: footers, tables of contents, members, chunks, verification.
+//! eStargz, legacy stargz and zstd:chunked layers: footers, tables of contents, members, chunks, verification.
 //!
 //! An eStargz blob is a gzip file that is also a valid `tar.gz` layer. It is cut into *members* (complete gzip
 //! streams), one for about every file payload, so that a file can be decompressed on its own. A *table of
@@ -11,6 +11,11 @@
 //! member  = gzip( chunk of a file, tar padding, headers of the next files, perhaps more chunks )
 //! chunk   = size bytes at inner_offset of the decompressed member, sha256 in the TOC
 //! ```
+//!
+//! A zstd:chunked blob is the same in zstd, which is a valid `tar+zstd` layer: members are zstd frames, TOC and footer are in
+//! frames that decoders skip, and so no part of the tar. There are two dialects, one written by stargz-snapshotter and one
+//! by containers/storage (podman, buildah, skopeo); both are read. Where the TOC is, and which digest it has, is said by
+//! the image's manifest too ([`announced`]).
 //!
 //! This crate turns bytes into verified values. It performs no I/O, starts no threads and reads no clock; the
 //! caller brings the bytes. (Building layers, in [`writer`], is the exception: it takes any [`Read`](std::io::Read) and
@@ -25,7 +30,7 @@
 //!
 //! # Invariants
 //!
-//! - A [`VerifiedToc`] exists only if the sha256 of the TOC JSON matched, and each of its chunks has a digest.
+//! - A [`VerifiedToc`] exists only if the sha256 of the TOC matched (see [`TocJson::verify`]), and each of its chunks has a digest.
 //!   A [`VerifiedChunk`] exists only if its bytes matched such a digest. Neither has another constructor.
 //! - No input makes this crate panic. What is allocated for an input is bounded by [`Limits`], which are
 //!   checked before the allocation; a size that the input merely claims is never believed.
@@ -36,6 +41,7 @@
 //! The format is the one that containerd/stargz-snapshotter's `estargz` package writes and reads; where that
 //! reader is lax about a TOC that no writer produces, this one returns [`Error`].
 
+mod announce;
 mod digest;
 mod error;
 #[cfg(test)]
@@ -51,10 +57,12 @@ mod open;
 mod toc;
 pub mod writer;
 
+pub use announce::{Announced, announced, announced_digest};
 pub use digest::Digest;
 pub use error::Error;
-pub use footer::Format;
+pub use footer::{Format, Position};
 pub use headers::{Content, TarEntry};
+pub use inflate::Compression;
 pub use limits::Limits;
 pub use member::{ChunkSpec, DecodedMember, VerifiedChunk, decode_member};
 pub use open::{Opener, Step};

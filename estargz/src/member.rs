@@ -4,7 +4,7 @@
 //! constructor. What a member's bytes claim decides nothing: the wanted chunks say how much is decoded and
 //! allocated, or for a whole member the limits do.
 //!
-//! A whole member is decoded by libdeflate, 1.4 times as fast as the streaming decoder, which stands in where the bytes
+//! A whole gzip member is decoded by libdeflate, 1.4 times as fast as the streaming decoder, which stands in where the bytes
 //! turn out to be several gzip members: a run of many headers is cut into members that the table of contents does not
 //! name.
 
@@ -16,7 +16,7 @@ use bytes::Bytes;
 use libdeflater::Decompressor;
 
 use crate::headers::{self, TarEntry};
-use crate::inflate::{self, Fault, Inflate};
+use crate::inflate::{self, Compression, Fault, Inflate};
 use crate::{Digest, Error, Limits, writer};
 
 /// Where a chunk lies in its decompressed member, and what it must hash to.
@@ -85,22 +85,24 @@ impl fmt::Debug for VerifiedChunk {
     }
 }
 
-/// Decodes and verifies the `wanted` chunks of one gzip member.
+/// Decodes and verifies the `wanted` chunks of one member.
 ///
 /// `compressed` starts at the member's first byte and may go on behind its end. `wanted` is ascending by
 /// `inner_offset`, without overlaps; what lies between the chunks is decoded and thrown away. Decoding stops
 /// behind the last wanted byte, so `compressed` need not be the whole member either. Returned are exactly the
 /// wanted chunks, in order.
 ///
-/// Allocates the wanted sizes plus the decoder's state (under 128 KiB), whatever `compressed` holds.
+/// Allocates the wanted sizes plus the decoder's state, whatever `compressed` holds: under 128 KiB for gzip, for zstd the
+/// window that the frame asks for, 128 MiB at most, of which only what is decoded is touched.
 ///
 /// # Errors
 ///
 /// - [`Error::Limit`]: a chunk is larger than `limits.chunk_bytes`, or ends behind `limits.member_bytes`.
 /// - [`Error::Truncated`]: `compressed` ends before the last wanted byte.
-/// - [`Error::BadMember`]: `compressed` is not a gzip member, it is too short, or `wanted` is not ascending.
+/// - [`Error::BadMember`]: `compressed` is not a member, it is too short, or `wanted` is not ascending.
 /// - [`Error::ChunkDigestMismatch`]: a chunk's bytes are wrong. None of the chunks are returned then.
 pub fn decode_member(
+    compression: Compression,
     compressed: &[u8],
     wanted: &[ChunkSpec],
     limits: &Limits,
@@ -120,7 +122,11 @@ pub fn decode_member(
         }
     }
 
-    let mut stream = Inflate::new(compressed);
+    let fault = |fault, end| match fault {
+        Fault::Truncated => Error::Truncated { len: compressed.len() as u64, wanted: end },
+        Fault::Corrupt(why) => Error::BadMember { why },
+    };
+    let mut stream = Inflate::new(compression, compressed).map_err(|error| fault(error, end))?;
     let mut position = 0;
     let mut chunks = Vec::with_capacity(wanted.len());
     for spec in wanted {
@@ -129,10 +135,7 @@ pub fn decode_member(
         let mut data = vec![0; size];
         let end = spec.inner_offset + spec.size; // cannot overflow: it is within limits.member_bytes
         let read = stream.skip(spec.inner_offset - position).and_then(|()| stream.read(&mut data));
-        read.map_err(|fault| match fault {
-            Fault::Truncated => Error::Truncated { len: compressed.len() as u64, wanted: end },
-            Fault::Corrupt(why) => Error::BadMember { why },
-        })?;
+        read.map_err(|error| fault(error, end))?;
         position = end;
         chunks.push(spec.verify(data.into())?);
     }
@@ -157,20 +160,24 @@ impl DecodedMember {
     ///
     /// # Errors
     ///
-    /// [`Error::Truncated`], [`Error::BadMember`] or [`Error::Limit`] if it is anything but whole gzip members.
-    pub fn decode(compressed: &[u8], limits: &Limits) -> Result<Self, Error> {
-        if let Some(bytes) = Self::decode_one(compressed, limits) {
+    /// [`Error::Truncated`], [`Error::BadMember`] or [`Error::Limit`] if it is anything but whole gzip members or zstd
+    /// frames.
+    pub fn decode(compression: Compression, compressed: &[u8], limits: &Limits) -> Result<Self, Error> {
+        if compression == Compression::Gzip
+            && let Some(bytes) = Self::decode_one(compressed, limits)
+        {
             return Ok(Self { bytes: bytes.into() });
         }
-        let bytes = inflate::members(compressed, limits.member_bytes).map_err(|fault| match fault {
-            inflate::Whole::Fault(Fault::Truncated) => {
-                Error::Truncated { len: compressed.len() as u64, wanted: limits.member_bytes }
-            }
-            inflate::Whole::Fault(Fault::Corrupt(why)) => Error::BadMember { why },
-            inflate::Whole::Limit => {
-                Error::limit("bytes of a member to decode", limits.member_bytes + 1, limits.member_bytes)
-            }
-        })?;
+        let bytes =
+            inflate::members(compression, compressed, limits.member_bytes).map_err(|fault| match fault {
+                inflate::Whole::Fault(Fault::Truncated) => {
+                    Error::Truncated { len: compressed.len() as u64, wanted: limits.member_bytes }
+                }
+                inflate::Whole::Fault(Fault::Corrupt(why)) => Error::BadMember { why },
+                inflate::Whole::Limit => {
+                    Error::limit("bytes of a member to decode", limits.member_bytes + 1, limits.member_bytes)
+                }
+            })?;
         Ok(Self { bytes: bytes.into() })
     }
 
@@ -242,7 +249,7 @@ impl fmt::Debug for DecodedMember {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixture::{gzip, noise};
+    use crate::fixture::{gzip, noise, skippable, zstd};
 
     #[test]
     fn whole_members_are_decoded_however_many_gzip_members_they_are() {
@@ -252,14 +259,16 @@ mod tests {
         let several = [gzip(&payload[..1000]), gzip(&payload[1000..2000]), gzip(&payload[2000..])].concat();
         let twins = [gzip(&payload[..1000]), gzip(&payload[..1000])].concat();
         for (compressed, expected) in [(&one, &payload[..]), (&several, &payload), (&gzip(b""), b"")] {
-            let member = DecodedMember::decode(compressed, &limits).unwrap();
+            let member = DecodedMember::decode(Compression::Gzip, compressed, &limits).unwrap();
             assert_eq!((member.len(), member.is_empty()), (expected.len() as u64, expected.is_empty()));
             assert_eq!(&member.bytes[..], expected);
         }
         // The one case that is taken for less than it is: what is missing is seen missing, and nothing is wrong.
-        assert!([1000, 2000].contains(&DecodedMember::decode(&twins, &limits).unwrap().len()));
+        assert!(
+            [1000, 2000].contains(&DecodedMember::decode(Compression::Gzip, &twins, &limits).unwrap().len())
+        );
 
-        let member = DecodedMember::decode(&several, &limits).unwrap();
+        let member = DecodedMember::decode(Compression::Gzip, &several, &limits).unwrap();
         let wanted = spec(&payload, 500..2500);
         assert_eq!(member.chunk(wanted).unwrap().data(), &payload[500..2500]);
         assert!(matches!(
@@ -276,13 +285,16 @@ mod tests {
         assert!(member.headers(299_999..300_001).is_err());
 
         let large = gzip(&vec![0; 400_001]);
-        assert!(matches!(DecodedMember::decode(&large, &limits), Err(Error::Limit { .. })));
         assert!(matches!(
-            DecodedMember::decode(&one[..one.len() - 1], &limits),
+            DecodedMember::decode(Compression::Gzip, &large, &limits),
+            Err(Error::Limit { .. })
+        ));
+        assert!(matches!(
+            DecodedMember::decode(Compression::Gzip, &one[..one.len() - 1], &limits),
             Err(Error::Truncated { .. } | Error::BadMember { .. })
         ));
         for broken in [&[one.clone(), b"rest".to_vec()].concat(), &payload, &Vec::new()] {
-            assert!(DecodedMember::decode(broken, &limits).is_err());
+            assert!(DecodedMember::decode(Compression::Gzip, broken, &limits).is_err());
         }
     }
 
@@ -302,14 +314,14 @@ mod tests {
         let ranges = [0..1, 1..5000, 5000..5000, 70_000..70_001, 100_000..299_999, 299_999..300_000];
         let wanted: Vec<_> = ranges.iter().cloned().map(|range| spec(&payload, range)).collect();
 
-        let chunks = decode_member(&compressed, &wanted, &Limits::default()).unwrap();
+        let chunks = decode_member(Compression::Gzip, &compressed, &wanted, &Limits::default()).unwrap();
         assert_eq!(chunks.len(), wanted.len());
         for ((chunk, range), spec) in chunks.into_iter().zip(ranges).zip(wanted) {
             assert_eq!(*chunk.spec(), spec);
             assert_eq!(&chunk.data()[..], &payload[range]);
             assert_eq!(chunk.clone().into_data(), chunk.data());
         }
-        assert!(decode_member(&[], &[], &Limits::default()).unwrap().is_empty());
+        assert!(decode_member(Compression::Gzip, &[], &[], &Limits::default()).unwrap().is_empty());
     }
 
     #[test]
@@ -319,8 +331,11 @@ mod tests {
         let half = compressed.len() / 2;
         compressed[half..].fill(0xff);
         let wanted = [spec(&payload, 10..100_000)];
-        assert_eq!(decode_member(&compressed, &wanted, &Limits::default()).unwrap().len(), 1);
-        assert!(decode_member(&compressed[..half], &wanted, &Limits::default()).is_ok());
+        assert_eq!(
+            decode_member(Compression::Gzip, &compressed, &wanted, &Limits::default()).unwrap().len(),
+            1
+        );
+        assert!(decode_member(Compression::Gzip, &compressed[..half], &wanted, &Limits::default()).is_ok());
     }
 
     #[test]
@@ -330,10 +345,13 @@ mod tests {
         let wanted = [spec(&payload, 2000..3000)];
         let trailer = compressed.len() - 8;
         for len in 0..trailer - 1 {
-            let error = decode_member(&compressed[..len], &wanted, &Limits::default()).unwrap_err();
+            let error = decode_member(Compression::Gzip, &compressed[..len], &wanted, &Limits::default())
+                .unwrap_err();
             assert_eq!(error, Error::Truncated { len: len as u64, wanted: 3000 }, "{len}");
         }
-        assert!(decode_member(&compressed[..trailer], &wanted, &Limits::default()).is_ok());
+        assert!(
+            decode_member(Compression::Gzip, &compressed[..trailer], &wanted, &Limits::default()).is_ok()
+        );
     }
 
     #[test]
@@ -344,7 +362,7 @@ mod tests {
         for bit in 0..compressed.len() * 8 {
             let mut flipped = compressed.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
-            if let Ok(chunks) = decode_member(&flipped, &wanted, &Limits::default()) {
+            if let Ok(chunks) = decode_member(Compression::Gzip, &flipped, &wanted, &Limits::default()) {
                 assert_eq!(&chunks[0].data()[..], payload, "bit {bit}");
             }
         }
@@ -355,7 +373,9 @@ mod tests {
         let limits = Limits { chunk_bytes: 100, member_bytes: 1000, ..Limits::default() };
         let payload = noise(1500);
         let compressed = gzip(&payload);
-        let decode = |wanted: &[ChunkSpec]| decode_member(&compressed, wanted, &limits).unwrap_err();
+        let decode = |wanted: &[ChunkSpec]| {
+            decode_member(Compression::Gzip, &compressed, wanted, &limits).unwrap_err()
+        };
 
         let mut wrong = spec(&payload, 10..20);
         wrong.inner_offset = 11;
@@ -379,9 +399,11 @@ mod tests {
         let descending = [spec(&payload, 50..60), spec(&payload, 0..10)];
         assert!(matches!(decode(&descending), Error::BadMember { .. }));
 
-        let short = decode_member(&gzip(b"short"), &[spec(&payload, 0..10)], &limits).unwrap_err();
+        let short =
+            decode_member(Compression::Gzip, &gzip(b"short"), &[spec(&payload, 0..10)], &limits).unwrap_err();
         assert!(matches!(short, Error::BadMember { .. }), "{short}");
-        let plain = decode_member(&payload, &[spec(&payload, 0..10)], &limits).unwrap_err();
+        let plain =
+            decode_member(Compression::Gzip, &payload, &[spec(&payload, 0..10)], &limits).unwrap_err();
         assert!(matches!(plain, Error::BadMember { .. }), "{plain}");
     }
 
@@ -392,5 +414,43 @@ mod tests {
         assert!(matches!(spec.verify(Bytes::from_static(b"abd")), Err(Error::ChunkDigestMismatch { .. })));
         let lying = ChunkSpec { size: 2, ..spec };
         assert!(matches!(lying.verify(Bytes::from_static(b"abc")), Err(Error::BadMember { .. })));
+    }
+
+    #[test]
+    fn frames_of_zstd_are_decoded_like_members_of_gzip() {
+        let limits = Limits { member_bytes: 400_000, ..Limits::default() };
+        let payload = noise(300_000);
+        let sized = zstd::bulk::compress(&payload, 1).unwrap();
+        let several =
+            [zstd(&payload[..1000]), skippable(b"x"), zstd(&payload[1000..2000]), zstd(&payload[2000..])];
+        for compressed in [zstd(&payload), sized.clone(), several.concat()] {
+            let member = DecodedMember::decode(Compression::Zstd, &compressed, &limits).unwrap();
+            assert_eq!(&member.bytes[..], payload);
+            let wanted = [spec(&payload, 0..500), spec(&payload, 600..1000)];
+            let chunks = decode_member(Compression::Zstd, &compressed, &wanted, &limits).unwrap();
+            assert_eq!(chunks[1].data(), &payload[600..1000]);
+            for cut in [0, 1, 5, 100, compressed.len() - 1] {
+                assert!(
+                    DecodedMember::decode(Compression::Zstd, &compressed[..cut], &limits).is_err(),
+                    "{cut}"
+                );
+            }
+            let short = decode_member(Compression::Zstd, &compressed[..100], &wanted, &limits).unwrap_err();
+            assert_eq!(short, Error::Truncated { len: 100, wanted: 500 });
+            let gzip = decode_member(Compression::Gzip, &compressed, &wanted, &limits).unwrap_err();
+            assert!(matches!(gzip, Error::BadMember { .. }), "{gzip}");
+        }
+        for over in [zstd(&vec![0; 400_001]), zstd::bulk::compress(&vec![0; 1 << 30], 1).unwrap()] {
+            let error = DecodedMember::decode(Compression::Zstd, &over, &limits).unwrap_err();
+            assert!(matches!(error, Error::Limit { limit: 400_000, .. }), "{error}");
+        }
+        // Just as much as is allowed, in a frame that does not say how much that is.
+        assert_eq!(
+            DecodedMember::decode(Compression::Zstd, &zstd(&vec![0; 400_000]), &limits).unwrap().len(),
+            400_000
+        );
+        for broken in [&[sized, b"rest".to_vec()].concat(), &payload, &gzip(&payload)] {
+            assert!(DecodedMember::decode(Compression::Zstd, broken, &limits).is_err());
+        }
     }
 }

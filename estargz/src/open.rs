@@ -7,7 +7,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use crate::footer::{self, Footer};
+use crate::footer::{self, Footer, Position};
 use crate::{Error, Limits, TocJson};
 
 /// What [`Opener::feed`] wants next.
@@ -60,6 +60,17 @@ impl Opener {
         Ok(Opener { blob_size, limits, footer: None, held: Vec::new() })
     }
 
+    /// The same for a zstd:chunked blob of which the manifest says where the TOC is; its footer is then not read.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BadToc`] if that is not in the blob; [`Error::Limit`] if the TOC is too large.
+    pub fn at(blob_size: u64, position: Position, limits: Limits) -> Result<Self, Error> {
+        let opener = Self::new(blob_size, limits)?;
+        let footer = position.footer(blob_size)?.check(&limits)?;
+        Ok(Opener { footer: Some(footer), ..opener })
+    }
+
     /// The range to read first: the last `speculative` bytes of the blob, but at least the footer and at most
     /// the blob. Once it includes the TOC, the first [`feed`](Opener::feed) is the last.
     pub fn tail(&self, speculative: u64) -> Range<u64> {
@@ -83,24 +94,20 @@ impl Opener {
             return Err(Error::OutsideBlob { offset, len, blob_size: self.blob_size });
         }
         let piece = Piece { offset, bytes };
-        let Footer { format, toc } = match &self.footer {
+        let footer = match &self.footer {
             Some(footer) => footer.clone(),
             None => {
                 let place = self.tail(0);
                 let Some(Ok(tail)) = piece.cut(&place).map(<&[u8; footer::MAX_LEN]>::try_from) else {
                     return Ok(Step::Need(place));
                 };
-                let footer = footer::parse(tail, self.blob_size)?;
-                let size = footer.toc.end - footer.toc.start;
-                if size > self.limits.toc_compressed_bytes {
-                    let what = "bytes of the TOC as stored in the blob";
-                    return Err(Error::limit(what, size, self.limits.toc_compressed_bytes));
-                }
+                let footer = footer::parse(tail, self.blob_size)?.check(&self.limits)?;
                 self.footer.insert(footer).clone()
             }
         };
 
-        let done = |member: &[u8]| TocJson::unpack(format, toc.start, member, &self.limits).map(Step::Done);
+        let toc = footer.toc.clone();
+        let done = |member: &[u8]| TocJson::unpack(&footer, member, &self.limits).map(Step::Done);
         if let Some(member) = piece.cut(&toc) {
             return done(member);
         }
@@ -157,30 +164,43 @@ mod tests {
         Blob::new(&fixture::noise(500), json.as_bytes())
     }
 
+    fn zstd_blob(footer: usize) -> Blob {
+        let json = format!(r#"{{"version":1,"entries":[],"x":{:?}}}"#, fixture::letters(4000));
+        Blob::zstd(&fixture::noise(500), json.as_bytes(), footer)
+    }
+
     #[test]
     fn every_tail_length_gets_there_in_two_feeds() {
-        let Blob { bytes, toc_offset, json } = blob();
-        let size = bytes.len() as u64;
+        every_tail_length(&blob(), 0, Format::EStargz);
+        for footer in [40, 56, 64] {
+            every_tail_length(&zstd_blob(footer), 8, Format::ZstdChunked);
+        }
+    }
+
+    /// `frame` is what precedes the TOC of a blob and is not read.
+    fn every_tail_length(blob: &Blob, frame: u64, format: Format) {
+        let &Blob { ref bytes, toc_offset: payload_end, ref json } = blob;
+        let (size, toc_offset) = (bytes.len() as u64, payload_end + frame);
         for speculative in 0..=size + 1 {
             let mut opener = Opener::new(size, Limits::default()).unwrap();
             let tail = opener.tail(speculative);
-            assert_eq!(tail, size - speculative.clamp(51, size)..size);
-            let toc = match feed(&mut opener, &bytes, tail.clone()).unwrap() {
+            assert_eq!(tail, size - speculative.clamp(72, size)..size);
+            let toc = match feed(&mut opener, bytes, tail.clone()).unwrap() {
                 Step::Done(toc) => {
                     assert!(tail.start <= toc_offset, "{tail:?}");
                     toc
                 }
                 Step::Need(range) => {
-                    assert_eq!(range, toc_offset..tail.start.min(size - 51));
-                    match feed(&mut opener, &bytes, range).unwrap() {
+                    assert_eq!(range, toc_offset..tail.start);
+                    match feed(&mut opener, bytes, range).unwrap() {
                         Step::Done(toc) => toc,
                         Step::Need(range) => panic!("{range:?} after the whole TOC"),
                     }
                 }
             };
             assert_eq!(toc.bytes(), json);
-            assert_eq!(toc.digest(), Digest::of(&json));
-            assert_eq!((toc.format(), toc.toc_offset()), (Format::EStargz, toc_offset));
+            assert_eq!(toc.digest(), Digest::of(json));
+            assert_eq!((toc.format(), toc.toc_offset()), (format, payload_end));
         }
     }
 
@@ -188,9 +208,9 @@ mod tests {
     fn every_second_feed_that_covers_what_is_missing_will_do() {
         let Blob { bytes, toc_offset, json } = blob();
         let size = bytes.len() as u64;
-        for (from, until) in [(0, 0), (toc_offset, 0), (0, 30), (toc_offset - 7, 51), (toc_offset, 60)] {
+        for (from, until) in [(0, 0), (toc_offset, 0), (0, 30), (toc_offset - 7, 72), (toc_offset, 80)] {
             let mut opener = Opener::new(size, Limits::default()).unwrap();
-            let tail = opener.tail(60);
+            let tail = opener.tail(80);
             assert!(matches!(feed(&mut opener, &bytes, tail).unwrap(), Step::Need(_)));
             match feed(&mut opener, &bytes, from..size - until).unwrap() {
                 Step::Done(toc) => assert_eq!(toc.bytes(), json),
@@ -204,16 +224,16 @@ mod tests {
         let Blob { bytes, toc_offset, .. } = blob();
         let size = bytes.len() as u64;
         let mut opener = Opener::new(size, Limits::default()).unwrap();
-        for range in [0..10, size - 50..size, size - 51..size - 1, 3..3] {
+        for range in [0..10, size - 71..size, size - 72..size - 1, 3..3] {
             match feed(&mut opener, &bytes, range).unwrap() {
-                Step::Need(range) => assert_eq!(range, size - 51..size),
+                Step::Need(range) => assert_eq!(range, size - 72..size),
                 Step::Done(_) => panic!("done without a footer"),
             }
         }
         // With the footer known, later pieces that end with the TOC still help.
         for (range, missing) in [
-            (size - 51..size, toc_offset..size - 51),
-            (toc_offset..size - 52, toc_offset..size - 51),
+            (size - 72..size, toc_offset..size - 72),
+            (toc_offset..size - 73, toc_offset..size - 72),
             (size - 90..size - 51, toc_offset..size - 90),
             (size - 70..size, toc_offset..size - 90),
             (0..size - 91, toc_offset..size - 90),
@@ -240,7 +260,7 @@ mod tests {
 
     #[test]
     fn blobs_without_a_footer() {
-        for size in 0..52 {
+        for size in 0..73 {
             assert!(matches!(Opener::new(size, Limits::default()), Err(Error::NotEstargz { .. })), "{size}");
         }
         let bytes = fixture::gzip(&fixture::noise(1000));
@@ -252,8 +272,38 @@ mod tests {
     fn an_oversize_toc_is_refused_before_it_is_asked_for() {
         let size = 1 << 50;
         let mut opener = Opener::new(size, Limits::default()).unwrap();
-        let error = opener.feed(size - 51, &fixture::footer(1)).unwrap_err();
+        let error = opener.feed(size - 72, &[vec![0; 21], fixture::footer(1)].concat()).unwrap_err();
         let limit = Limits::default().toc_compressed_bytes;
         assert!(matches!(error, Error::Limit { value, limit: l, .. } if value == size - 52 && l == limit));
+    }
+
+    #[test]
+    fn a_place_that_the_manifest_names_needs_no_footer() {
+        let Blob { bytes, toc_offset, json } = zstd_blob(64);
+        let size = bytes.len() as u64;
+        let stored = size - 72 - toc_offset - 8;
+        let position = Position { offset: toc_offset + 8, stored, json: json.len() as u64 };
+        let at = |position| Opener::at(size, position, Limits::default());
+        let mut opener = at(position).unwrap();
+        match opener.feed(position.offset, &bytes[position.offset as usize..][..stored as usize]).unwrap() {
+            Step::Done(toc) => assert_eq!(toc.bytes(), json),
+            Step::Need(range) => panic!("{range:?} still needed"),
+        }
+        let mut opener = at(position).unwrap();
+        assert!(matches!(feed(&mut opener, &bytes, size - 72..size).unwrap(),
+            Step::Need(range) if range == (position.offset..position.offset + stored)));
+
+        let beyond = Position { stored: size - position.offset + 1, ..position };
+        assert!(matches!(at(beyond), Err(Error::BadToc { .. })));
+        let large = Position { json: u64::MAX, ..position };
+        assert!(matches!(at(large), Err(Error::Limit { value: u64::MAX, .. })));
+        for json in [0, 1, position.json - 1, position.json + 1] {
+            let mut opener = at(Position { json, ..position }).unwrap();
+            assert!(matches!(feed(&mut opener, &bytes, 0..size), Err(Error::BadToc { .. })), "{json}");
+        }
+        for stored in [1, stored - 1, stored + 1] {
+            let mut opener = at(Position { stored, ..position }).unwrap();
+            assert!(matches!(feed(&mut opener, &bytes, 0..size), Err(Error::BadToc { .. })), "{stored}");
+        }
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | `unpack` | gzip member and tar around the JSON |
+//! | `unpack` | what is around the JSON |
 //! | `json` | the JSON document, entry by entry |
 //! | `tree` | names, duplicates, implied parents, hard links, numbering |
 //! | `payload` | chunks and members: that they fit each other, their files and the blob |
@@ -23,6 +23,7 @@ mod unpack;
 use std::fmt;
 use std::ops::{Deref, Range};
 
+use crate::footer::Footer;
 use crate::{ChunkSpec, Digest, Error, Format, Limits};
 
 /// The decompressed JSON of a TOC, and where in the blob it came from. Not trusted.
@@ -31,22 +32,24 @@ pub struct TocJson {
     format: Format,
     toc_offset: u64,
     digest: Digest,
+    /// Of the JSON as it is compressed, if that has a digest.
+    stored_digest: Option<Digest>,
     bytes: Vec<u8>,
 }
 
 impl TocJson {
-    /// Decompresses the TOC member `member`, which lies at `toc_offset` of the blob.
-    pub(crate) fn unpack(
-        format: Format,
-        toc_offset: u64,
-        member: &[u8],
-        limits: &Limits,
-    ) -> Result<Self, Error> {
-        unpack::unpack(toc_offset, member, limits).map(|bytes| Self::new(format, toc_offset, bytes))
+    /// Decompresses the TOC that `footer` points to, which is stored as `stored`.
+    pub(crate) fn unpack(footer: &Footer, stored: &[u8], limits: &Limits) -> Result<Self, Error> {
+        let at = footer.toc.start;
+        let (bytes, stored_digest) = match footer.json {
+            None => (unpack::gzip(at, stored, limits)?, None),
+            Some(size) => (unpack::zstd(at, stored, size)?, Some(Digest::of(stored))),
+        };
+        Ok(TocJson { stored_digest, ..Self::new(footer.format, footer.payload_end, bytes) })
     }
 
     pub(crate) fn new(format: Format, toc_offset: u64, bytes: Vec<u8>) -> Self {
-        TocJson { format, toc_offset, digest: Digest::of(&bytes), bytes }
+        TocJson { format, toc_offset, digest: Digest::of(&bytes), stored_digest: None, bytes }
     }
 
     /// Format of the blob, from its footer.
@@ -54,7 +57,7 @@ impl TocJson {
         self.format
     }
 
-    /// Blob offset at which the TOC member starts and the payload members end.
+    /// Blob offset at which the TOC member, or the frame around it, starts and the payload members end.
     pub fn toc_offset(&self) -> u64 {
         self.toc_offset
     }
@@ -65,23 +68,32 @@ impl TocJson {
         self.digest
     }
 
-    /// The JSON as stored.
+    /// sha256 of the JSON as it is compressed in a zstd:chunked blob: what the image's manifest names in the layer's
+    /// annotation `io.github.containers.zstd-chunked.manifest-checksum`. `None` for eStargz.
+    pub fn stored_digest(&self) -> Option<Digest> {
+        self.stored_digest
+    }
+
+    /// The JSON.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
     /// Compares the digest with a trusted one, then parses.
     ///
+    /// The trusted one may be that of the JSON or that of its compressed form, as the layer's dialect has it: nobody can
+    /// make one pass for the other.
+    ///
     /// # Errors
     ///
     /// [`Error::TocDigestMismatch`] before anything is parsed; then as for [`parse`](TocJson::parse), and
     /// [`Error::BadEntry`] for a chunk without a digest.
     pub fn verify(self, expected: &Digest, limits: &Limits) -> Result<VerifiedToc, Error> {
-        if self.digest != *expected {
+        if self.digest != *expected && self.stored_digest != Some(*expected) {
             return Err(Error::TocDigestMismatch { expected: *expected, actual: self.digest });
         }
         let toc = tree::build(&self, Digests::Required, limits)?;
-        Ok(VerifiedToc { toc, digest: self.digest })
+        Ok(VerifiedToc { toc, digest: *expected })
     }
 
     /// Parses without any trust, for tools that show what is in a blob.
@@ -154,7 +166,7 @@ impl Toc {
         self.format
     }
 
-    /// Blob offset at which the TOC member starts and the payload members end.
+    /// Blob offset at which the TOC member, or the frame around it, starts and the payload members end.
     pub fn toc_offset(&self) -> u64 {
         self.toc_offset
     }
@@ -285,6 +297,8 @@ pub struct Chunk {
     pub inner_offset: u64,
     /// sha256 of the bytes. Never `None` in a [`VerifiedToc`].
     pub digest: Option<Digest>,
+    /// Whether the TOC says that all bytes are zero, so that they need not be read (zstd:chunked only).
+    pub zeros: bool,
 }
 
 impl Chunk {
@@ -295,7 +309,8 @@ impl Chunk {
     }
 }
 
-/// A compressed stream in the blob that can be decoded from its start.
+/// A part of the blob that can be decoded from its start: gzip members or zstd frames, from one that the TOC names to the
+/// next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Member {
     /// Blob offset of its first byte.

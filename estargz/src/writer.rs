@@ -1,4 +1,4 @@
-//! Building eStargz: a layer's tar in, an eStargz blob out, in one pass.
+//! Building layers: a layer's tar in, an eStargz or zstd:chunked blob out, in one pass.
 //!
 //! [`convert`] reads a layer (gzip, zstd or plain tar), cuts it into *members* that are compressed on their own, and
 //! ends it with the table of contents (TOC) that says what is where:
@@ -14,6 +14,11 @@
 //! ```
 //!
 //! The whole is a gzip file of a tar that holds what the input held, so whatever unpacks `tar.gz` layers unpacks it.
+//!
+//! zstd:chunked ([`Target::ZstdChunked`]) is the same with zstd frames as members, and keeps TOC and footer out of the tar.
+//! In podman's dialect there are no landmarks either: decompressed, the blob is the input's tar, and its DiffID is the
+//! same as before. There a chunk has a frame to itself, and a *tar-split* follows the TOC: everything of the tar but the
+//! contents of files, from which podman puts the tar together again.
 //!
 //! ```
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -46,7 +51,7 @@
 //!   provides: an earlier entry may have to wait for a later one.
 //! - **Equal input and options give equal bytes**, whatever the number of threads and the machine. Converting the result
 //!   again with the same options gives the same blob. (Another version of the compressor may give other bytes.)
-//! - **The tar's headers pass through** byte for byte, and so do all entries, in their order, also those listed twice:
+//! - **The tar's headers pass through** byte for byte, in zstd:chunked also its end, and so do all entries, in their order, also those listed twice:
 //!   the later one wins in the TOC as it does in an unpack, and a hard link between the two still finds its target.
 //!   Left out are files of the format itself (an existing TOC and landmarks, which are made anew) and global pax
 //!   headers, which no container engine heeds. Sparse files are stored whole.
@@ -67,7 +72,8 @@
 //! | `order`, `pattern`, `spool` | prioritized files |
 //! | `cut` | what is compressed together, landmarks |
 //! | `pipeline` | threads, order, memory |
-//! | `pack` | gzip |
+//! | `pack` | gzip, zstd |
+//! | `split` | the tar-split |
 //! | `emit`, `toc` | the blob, its digests, its TOC |
 
 mod cut;
@@ -78,6 +84,7 @@ mod order;
 mod pack;
 mod pattern;
 mod pipeline;
+mod split;
 mod spool;
 pub(crate) mod tar;
 mod toc;
@@ -85,12 +92,14 @@ mod toc;
 use std::io::{self, Read, Seek, Write};
 use std::num::NonZero;
 
-use crate::{Digest, Limits};
+use crate::announce::{OLD_PREFIX, PREFIX, TOC_DIGEST, UNCOMPRESSED_SIZE};
+use crate::{Digest, Limits, Position};
 use cut::{Counts, Cutter};
 use emit::{Blob, Emitter};
 use input::Input;
 use order::{Order, clean, order};
 use pack::Packer;
+use split::Split;
 use spool::Spool;
 
 pub use error::Error;
@@ -105,20 +114,50 @@ fn is_own(path: &[u8]) -> bool {
     path == TOC_NAME || path == PREFETCH_LANDMARK.as_bytes() || path == NO_PREFETCH_LANDMARK.as_bytes()
 }
 
+/// What is built.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// eStargz, a `tar+gzip` layer.
+    #[default]
+    EStargz,
+    /// zstd:chunked, a `tar+zstd` layer.
+    ZstdChunked(Dialect),
+}
+
+/// Whose zstd:chunked: each reads only its own, because podman refuses a layer with the other's annotation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Dialect {
+    /// That of containers/storage since 1.54: podman, buildah, skopeo, CRI-O.
+    #[default]
+    Podman,
+    /// That of stargz-snapshotter.
+    Stargz,
+}
+
+impl Target {
+    /// Whether a landmark says what to prefetch.
+    fn has_landmark(self) -> bool {
+        self != Target::ZstdChunked(Dialect::Podman)
+    }
+}
+
 /// How a layer is built.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
+    /// What is built. Default eStargz.
+    pub target: Target,
     /// Most bytes of a file in one chunk: the least that is fetched and verified to read one of them. At least 1, at
     /// most [`Limits::chunk_bytes`]. Default 4 MiB.
     pub chunk_size: u64,
     /// Bytes, before compression, below which a member takes the next chunk too, so that small files share members:
     /// fewer and larger downloads, better compression. At most [`Limits::chunk_bytes`]. Default 0: every chunk has its
-    /// own member.
+    /// own member. In zstd:chunked it always has.
     pub min_chunk_size: u64,
     /// How hard to compress.
     pub level: Level,
     /// Files to put first, in this order, each with its parents and, for a hard link, its target. They are what a
-    /// reader fetches before it is asked for anything. If any are given, the input is spooled. Default none.
+    /// reader fetches before it is asked for anything. If any are given, the input is spooled. Default none. Podman's
+    /// dialect of zstd:chunked has no way to say it.
     pub prioritized: Vec<Pattern>,
     /// What to do if a prioritized file is not in the layer.
     pub missing_prioritized: Missing,
@@ -129,6 +168,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Options {
+            target: Target::default(),
             chunk_size: 4 << 20,
             min_chunk_size: 0,
             level: Level::default(),
@@ -155,11 +195,24 @@ impl Options {
                 return Err(Error::BadOption { name, value: value.to_string(), why });
             }
         }
-        Ok(())
+        let none = |name, value, why: &str| Err(Error::BadOption { name, value, why: why.to_owned() });
+        match (self.target, &self.prioritized[..]) {
+            (Target::ZstdChunked(_), _) if self.min_chunk_size > 0 => none(
+                "min_chunk_size",
+                self.min_chunk_size.to_string(),
+                "zstd:chunked has a frame for every chunk",
+            ),
+            (target, [first, ..]) if !target.has_landmark() => none(
+                "prioritized",
+                first.to_string(),
+                "podman's dialect of zstd:chunked cannot say which files come first; stargz's can",
+            ),
+            _ => Ok(()),
+        }
     }
 }
 
-/// A compression level of libdeflate: 1 (fast) to 12 (small). `docs/design/0003-compression.md` has the measurements.
+/// A compression level of libdeflate, or for zstd:chunked of zstd: 1 (fast) to 12 (small). `docs/design/0003-compression.md` has the measurements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Level(u8);
 
@@ -226,11 +279,13 @@ pub struct Summary {
     pub blob_size: u64,
     /// sha256 of the decompressed blob: the layer's entry in the image's `rootfs.diff_ids`.
     pub diff_id: Digest,
-    /// sha256 of the TOC's JSON: the annotation `containerd.io/snapshot/stargz/toc.digest`.
+    /// sha256 by which the image names the TOC: of its JSON, in podman's dialect of zstd:chunked of the compressed JSON.
     pub toc_digest: Digest,
+    /// Of zstd:chunked, where the TOC is.
+    pub zstd: Option<ZstdChunked>,
     /// Bytes of the TOC's JSON.
     pub toc_json_size: u64,
-    /// Bytes of the decompressed blob: the annotation `io.containers.estargz.uncompressed-size`.
+    /// Bytes of the decompressed blob.
     pub uncompressed_size: u64,
     /// Bytes of the input, decompressed.
     pub tar_size: u64,
@@ -241,11 +296,61 @@ pub struct Summary {
     /// Entries with a name, link target or attribute name that the TOC cannot tell, since it is not UTF-8 or holds
     /// U+FFFD. If there are any, readers that care do not mount the layer lazily; the tar has the true names.
     pub lossy_names: u64,
+    /// Of podman's dialect, entries of which it would find that table of contents and tar-split differ, upon which it refuses
+    /// the layer as a whole: names that are not UTF-8 or occur twice, and headers with what their type does not have. If there
+    /// are any, the layer has no annotations, and is an ordinary one.
+    pub unlike: u64,
     /// Prioritized patterns that nothing in the layer matches.
     pub prioritized_missing: Vec<Pattern>,
 }
 
-/// Builds an eStargz layer from `input` and writes it to `output`.
+/// What is said of a zstd:chunked layer besides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ZstdChunked {
+    /// Where the TOC is.
+    pub toc: Position,
+    /// sha256 of the TOC as it is compressed.
+    pub toc_stored_digest: Digest,
+    /// Where the tar-split is and the sha256 of it compressed; only in podman's dialect.
+    pub tar_split: Option<(Position, Digest)>,
+}
+
+impl Summary {
+    /// The annotations of the layer's descriptor without which it is an ordinary layer to its readers; none if it must be one
+    /// ([`Summary::unlike`]).
+    pub fn annotations(&self) -> Vec<(String, String)> {
+        if self.unlike > 0 {
+            return Vec::new();
+        }
+        let (digest, size) = (self.toc_digest.to_string(), self.uncompressed_size.to_string());
+        let mut annotations = Vec::new();
+        let mut say = |key: &str, value: String| annotations.push((key.to_owned(), value));
+        let Some(ZstdChunked { toc, toc_stored_digest, tar_split }) = self.zstd else {
+            say(TOC_DIGEST, digest);
+            say(UNCOMPRESSED_SIZE, size);
+            return annotations;
+        };
+        let place = |Position { offset, stored, json }| format!("{offset}:{stored}:{json}");
+        let prefix = match tar_split {
+            Some((split, split_digest)) => {
+                say(&format!("{PREFIX}tarsplit-position"), place(split));
+                // What containers/storage 1.50 to 1.53 goes by; later it stands in the TOC.
+                say(&format!("{PREFIX}tarsplit-checksum"), split_digest.to_string());
+                PREFIX
+            }
+            None => {
+                say(TOC_DIGEST, digest);
+                say(UNCOMPRESSED_SIZE, size);
+                OLD_PREFIX
+            }
+        };
+        say(&format!("{prefix}manifest-checksum"), toc_stored_digest.to_string());
+        say(&format!("{prefix}manifest-position"), format!("{}:1", place(toc)));
+        annotations
+    }
+}
+
+/// Builds a layer from `input` and writes it to `output`.
 ///
 /// `input` is a tar, compressed with gzip, zstd or nothing, and is read to its end. `output` is flushed. Neither needs a
 /// buffer. `spool` is called at most once, if [`Options::prioritized`] is not empty, for an empty store that takes the
@@ -265,30 +370,33 @@ pub fn convert<R: Read, W: Write + Send, S: Read + Write + Seek>(
 ) -> Result<Summary, Error> {
     options.check()?;
     let input = Input::new(input, observer)?;
-    let emitter = Emitter::new(output, observer);
+    let emitter = Emitter::new(options.target, output, observer);
     let (cut, emitter, contents) = pipeline::run(options, emitter, |feed| {
-        let cutter = Cutter::new(options, feed, observer);
+        let cutter = Cutter::new(options, feed, observer)?;
         if options.prioritized.is_empty() {
-            in_order(input, cutter)
+            in_order(input, cutter, options.target)
         } else {
             reordered(input, cutter, options, spool)
         }
     })?;
-    let Cut { tar_size, counts: Counts { entries, chunks, lossy_names }, prioritized_missing } = cut;
-    let blob = emitter.finish(contents, &mut Packer::new(options.level))?;
-    let Blob { digest: blob_digest, size: blob_size, diff_id, uncompressed_size, toc_digest, toc_json_size } =
-        blob;
+    let Cut { tar_size, counts: Counts { entries, chunks, lossy_names, unlike }, split, prioritized_missing } =
+        cut;
+    let blob = emitter.finish(contents, &mut Packer::new(options), split)?;
+    let Blob { digest: blob_digest, size: blob_size, diff_id, uncompressed_size, .. } = blob;
+    let Blob { toc_digest, toc_json_size, zstd, .. } = blob;
     Ok(Summary {
         blob_digest,
         blob_size,
         diff_id,
         toc_digest,
+        zstd,
         toc_json_size,
         uncompressed_size,
         tar_size,
         entries,
         chunks,
         lossy_names,
+        unlike,
         prioritized_missing,
     })
 }
@@ -297,24 +405,36 @@ pub fn convert<R: Read, W: Write + Send, S: Read + Write + Seek>(
 struct Cut {
     tar_size: u64,
     counts: Counts,
+    split: Option<Split>,
     prioritized_missing: Vec<Pattern>,
 }
 
 /// The input's own order, behind the landmark.
-fn in_order(input: impl Read, mut cutter: Cutter<'_>) -> Result<Cut, Error> {
-    cutter.landmark(NO_PREFETCH_LANDMARK)?;
-    let mut tar = tar::Reader::new(input);
+fn in_order<R: Read>(input: Input<'_, R>, mut cutter: Cutter<'_>, target: Target) -> Result<Cut, Error> {
+    if target.has_landmark() {
+        cutter.landmark(NO_PREFETCH_LANDMARK)?;
+    }
+    let mut tar = reader(input);
     while let Some(entry) = tar.next()? {
         if !is_own(&clean(&entry.name)) {
             cutter.entry(&entry, &mut tar)?;
         }
     }
-    Ok(Cut { tar_size: tar.position(), counts: cutter.finish()?, prioritized_missing: Vec::new() })
+    let (counts, split) = cutter.finish(tar.end_size())?;
+    Ok(Cut { tar_size: tar.position(), counts, split, prioritized_missing: Vec::new() })
+}
+
+/// Reads the tar in an input. stargz-snapshotter's zstd:chunked has no end of the archive, but that of its frames.
+fn reader<R: Read>(input: Input<'_, R>) -> tar::Reader<Input<'_, R>> {
+    match input.is_zstd() {
+        true => tar::Reader::that_may_just_end(input),
+        false => tar::Reader::new(input),
+    }
 }
 
 /// Prioritized files, the landmark, then the others.
-fn reordered<S: Read + Write + Seek>(
-    input: impl Read,
+fn reordered<R: Read, S: Read + Write + Seek>(
+    input: Input<'_, R>,
     mut cutter: Cutter<'_>,
     options: &Options,
     spool: impl FnOnce() -> io::Result<S>,
@@ -339,5 +459,6 @@ fn reordered<S: Read + Write + Seek>(
     copy(&mut cutter, first)?;
     cutter.landmark(landmark)?;
     copy(&mut cutter, rest)?;
-    Ok(Cut { tar_size, counts: cutter.finish()?, prioritized_missing: missing })
+    let (counts, split) = cutter.finish(tar::END)?;
+    Ok(Cut { tar_size, counts, split, prioritized_missing: missing })
 }

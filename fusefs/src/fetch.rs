@@ -1,7 +1,7 @@
 //! What to download, when, and only once.
 //!
 //! Owns: turning missing chunks into range requests ([`plan`]), the order of requests ([`scheduler`]), what is fetched
-//! without being asked for ([`background`](mod@background)), and the table of members under way. May not: choose hosts, parse formats beyond asking `estargz` to decode a member, or answer
+//! without being asked for ([`background`](mod@background)), what need not be fetched at all ([`zeros`](mod@zeros)), and the table of members under way. May not: choose hosts, parse formats beyond asking `estargz` to decode a member, or answer
 //! FUSE.
 //!
 //! The unit is the member. A task *claims* free members under one lock, fetches the ranges that hold them, decodes
@@ -24,7 +24,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use estargz::{ChunkSpec, DecodedMember};
+use estargz::{ChunkSpec, DecodedMember, VerifiedChunk};
 use parking_lot::Mutex;
 use registry::{HostTag, ReadOptions, Served};
 use tokio::{
@@ -45,6 +45,7 @@ pub mod plan;
 pub(crate) mod priority;
 mod scheduler;
 mod sweep;
+mod zeros;
 
 pub use background::{BlobDigest, Position, Step, background};
 use pace::Pace;
@@ -54,6 +55,7 @@ pub use scheduler::Class;
 pub(crate) use scheduler::Sign;
 use scheduler::{Admission, AtStart, Beside, Scheduler};
 use sweep::{Sweep, Taker};
+pub use zeros::zeros;
 
 /// Bytes that fail verification are asked for this often in all, from other hosts where there are any. More would
 /// only make a reader wait longer for the same wrong bytes.
@@ -734,6 +736,7 @@ fn decode_part(
 
 fn decode_one(layer: &Layer, member: u32, bytes: &[u8], class: Class) -> Result<Brought, estargz::Error> {
     let wanted = missing(layer, member);
+    let compression = layer.index().compression();
     let (whole, limits) = (layer.index().member_range(member), layer.engine().limits());
     // Behind its chunks a member has headers. What is more than that is not looked at, nor allocated for.
     let chunks_end = layer.index().member_chunks(member).last().map_or(0, |last| {
@@ -743,7 +746,7 @@ fn decode_one(layer: &Layer, member: u32, bytes: &[u8], class: Class) -> Result<
     let within = chunks_end.saturating_add(MAX_RUN).min(limits.member_bytes);
     let whole_limits = estargz::Limits { member_bytes: within, ..*limits };
     let whole = usize::try_from(whole.end - whole.start).ok().and_then(|length| bytes.get(..length));
-    let chunks = match whole.map(|whole| DecodedMember::decode(whole, &whole_limits)) {
+    let chunks = match whole.map(|whole| DecodedMember::decode(compression, whole, &whole_limits)) {
         Some(Ok(decoded)) => {
             let chunks =
                 wanted.iter().map(|(_, spec)| decoded.chunk(*spec)).collect::<Result<Vec<_>, _>>()?;
@@ -755,7 +758,7 @@ fn decode_one(layer: &Layer, member: u32, bytes: &[u8], class: Class) -> Result<
         not_whole => {
             // What is wrong behind the chunks is no reason to refuse them.
             let specs: Vec<ChunkSpec> = wanted.iter().map(|(_, spec)| *spec).collect();
-            let chunks = estargz::decode_member(bytes, &specs, limits)?;
+            let chunks = estargz::decode_member(compression, bytes, &specs, limits)?;
             match not_whole {
                 Some(Err(error)) => layer.note_undecodable(&error),
                 _ if layer.wants_headers(member) => layer.note_too_long(member),
@@ -766,21 +769,29 @@ fn decode_one(layer: &Layer, member: u32, bytes: &[u8], class: Class) -> Result<
     };
     let mut brought = Brought::default();
     for ((id, _), chunk) in wanted.into_iter().zip(chunks) {
-        let room = layer.engine().cache.admit(chunk.spec().size, class);
-        match room.and_then(|()| layer.store().put(layer.index(), &layer.index().chunk(id), &chunk)) {
-            Ok(()) => {
-                let stored = chunk.data().len() as u64;
-                layer.engine().counters.stored_bytes.fetch_add(stored, Ordering::Relaxed);
-            }
-            Err(error) => {
-                layer.note_store_error(&error);
-                brought.unstored = true;
-                brought.chunks.insert(id, chunk.data().clone());
-            }
+        if !keep(layer, id, &chunk, class) {
+            brought.unstored = true;
+            brought.chunks.insert(id, chunk.data().clone());
         }
         if class == Class::OnDemand {
             brought.chunks.insert(id, chunk.into_data());
         }
     }
     Ok(brought)
+}
+
+/// Stores a chunk; `false` if there is no room.
+fn keep(layer: &Layer, id: u32, chunk: &VerifiedChunk, class: Class) -> bool {
+    let room = layer.engine().cache.admit(chunk.spec().size, class);
+    match room.and_then(|()| layer.store().put(layer.index(), &layer.index().chunk(id), chunk)) {
+        Ok(()) => {
+            let stored = chunk.data().len() as u64;
+            layer.engine().counters.stored_bytes.fetch_add(stored, Ordering::Relaxed);
+            true
+        }
+        Err(error) => {
+            layer.note_store_error(&error);
+            false
+        }
+    }
 }

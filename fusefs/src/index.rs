@@ -15,7 +15,8 @@
 //! tree order. The same TOC therefore always gives the same bytes, and inode numbers never change between runs:
 //! the kernel may keep them for as long as it likes.
 //!
-//! Members are those that the TOC names, and one in front where the blob begins with headers alone.
+//! Members are those that the TOC names, and one in front where the blob begins with headers alone. In zstd:chunked, where
+//! headers may have frames of their own, a member is everything from a chunk's frame to the next chunk's.
 //!
 //! Here, and only here, OCI whiteouts become what overlayfs understands: `.wh.NAME` is a character device 0:0 called
 //! NAME, `.wh..wh..opq` marks its directory opaque, other `.wh..wh.*` names (aufs bookkeeping) are dropped.
@@ -30,7 +31,7 @@ use std::{
     path::Path,
 };
 
-use estargz::{ChunkSpec, Digest, Kind, Landmark, Toc, VerifiedToc};
+use estargz::{ChunkSpec, Compression, Digest, Kind, Landmark, Toc, VerifiedToc};
 use memmap2::Mmap;
 
 mod build;
@@ -39,7 +40,7 @@ pub(crate) use build::{Name, bound, classify, is_privileged};
 
 const MAGIC: &[u8; 8] = b"LZRINDEX";
 /// Raised whenever the archive's layout changes; an index of another version is rebuilt from the registry.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const HEADER: usize = 64;
 
 /// Why an index file cannot be used. The layer's index is then rebuilt from its TOC.
@@ -114,6 +115,7 @@ struct ChunkRecord {
     node: u32,
     member: u32,
     digest: [u8; 32],
+    zeros: bool,
 }
 
 #[derive(rkyv::Archive, rkyv::Serialize, Debug)]
@@ -138,6 +140,8 @@ struct ImpliedRecord {
 #[derive(rkyv::Archive, rkyv::Serialize, Debug, Default)]
 struct Data {
     toc_digest: [u8; 32],
+    /// Whether members are zstd frames; otherwise they are gzip members.
+    zstd: bool,
     toc_offset: u64,
     /// Bytes `[0, prefetch_end)` of the blob are worth fetching at once; `None` where the layer has no landmark.
     prefetch_end: Option<u64>,
@@ -192,6 +196,8 @@ pub struct ChunkRef {
     pub file_offset: u64,
     /// Where it starts in its member's decoded bytes, and what it must hash to.
     pub spec: ChunkSpec,
+    /// Whether its bytes are all zero, by the TOC's word.
+    pub zeros: bool,
 }
 
 impl ChunkRef {
@@ -277,9 +283,14 @@ impl Index {
         unsafe { rkyv::access_unchecked::<ArchivedData>(&self.map[HEADER..]) }
     }
 
-    /// The digest of the TOC this index was made from.
+    /// The digest of the TOC this index was made from, as the image names it: of its JSON, or of that compressed.
     pub fn toc_digest(&self) -> Digest {
         Digest::from_bytes(self.data().toc_digest)
+    }
+
+    /// What the blob's members are compressed with.
+    pub fn compression(&self) -> Compression {
+        if self.data().zstd { Compression::Zstd } else { Compression::Gzip }
     }
 
     /// Where the payload members of the blob end and its TOC starts.
@@ -466,6 +477,7 @@ impl Index {
                 size: c.size.to_native(),
                 digest: Digest::from_bytes(c.digest),
             },
+            zeros: c.zeros,
         }
     }
 

@@ -1,16 +1,17 @@
-//! What an image's manifest says of its layers: their sizes and TOC digests.
+//! What an image's manifest says of its layers: their sizes, and the digests and places of their TOCs.
 //!
 //! containerd hands a snapshotter the digests of an image's layers but neither their sizes nor the annotations of
-//! those above; both stand in the manifest, which is fetched once per image and kept in a small cache. With it every
-//! layer opens in one request, and all of them at once.
+//! those above, nor those of podman's zstd:chunked; all stand in the manifest, which is fetched once per image and kept
+//! in a small cache. With it every layer opens in one request, and all of them at once.
 
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 
-use estargz::Digest;
-use oci_spec::image::{ImageIndex, ImageManifest};
+use estargz::{Announced, Compression, Digest};
+use oci_spec::image::{Descriptor, ImageIndex, ImageManifest};
 use parking_lot::Mutex;
 use registry::{Reference, Registry};
 use tokio::{sync::OnceCell, time::Instant};
@@ -21,6 +22,8 @@ pub const TOC_DIGEST_ANNOTATION: &str = "containerd.io/snapshot/stargz/toc.diges
 const DIFF_SIZE_ANNOTATION: &str = "io.containers.estargz.uncompressed-size";
 /// Manifests kept; an image is asked about for the seconds its pull takes.
 const CACHED: usize = 64;
+/// How long nobody who could do without asks again for a manifest that could not be had.
+const GIVEN_UP: Duration = Duration::from_secs(30);
 
 /// One layer as its image's manifest describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,12 +32,19 @@ pub struct ManifestLayer {
     pub digest: String,
     /// Size of the blob in bytes.
     pub size: u64,
-    /// Digest of its TOC, where it is annotated.
-    pub toc_digest: Option<Digest>,
+    /// Its TOC, where it is annotated.
+    pub toc: Option<Announced>,
     /// What the blob is.
     pub media_type: String,
     /// Bytes of its tar, where they are annotated.
     pub diff_size: Option<u64>,
+}
+
+impl ManifestLayer {
+    /// Digest of its TOC, where it is annotated.
+    pub fn toc_digest(&self) -> Option<Digest> {
+        self.toc.map(|toc| toc.digest)
+    }
 }
 
 /// An image's manifest.
@@ -60,6 +70,8 @@ pub struct Manifests(Mutex<Cache>);
 struct Cache {
     cells: HashMap<Key, Arc<OnceCell<Layers>>>,
     order: VecDeque<Key>,
+    /// What could not be had, and when that was found.
+    failed: HashMap<Key, Instant>,
 }
 
 impl Manifests {
@@ -71,9 +83,42 @@ impl Manifests {
         digest: Option<&str>,
         deadline: Instant,
     ) -> Result<Layers, registry::Error> {
-        let version = digest.or(reference.digest()).or(reference.tag()).unwrap_or_default().to_owned();
-        let cell = self.cell((reference.host().to_owned(), reference.repository().to_owned(), version));
+        let cell = self.cell(key(reference, digest));
         cell.get_or_try_init(|| fetch(registry, reference, digest, deadline)).await.cloned()
+    }
+
+    /// The same for one who can do without: `None` if they cannot be had, and for a while after that without asking, so
+    /// that the layers of an image that is unpacked do not each wait for a registry that does not answer.
+    pub async fn layers_if_any(
+        &self,
+        registry: &Registry,
+        reference: &Reference,
+        digest: &str,
+        deadline: Instant,
+    ) -> Option<Layers> {
+        let key = key(reference, Some(digest));
+        let cell = self.cell(key.clone());
+        let ask = || async {
+            if self.0.lock().failed.get(&key).is_some_and(|since| since.elapsed() < GIVEN_UP) {
+                return Err(());
+            }
+            let asking =
+                tokio::time::timeout_at(deadline, fetch(registry, reference, Some(digest), deadline));
+            let error = match asking.await {
+                Ok(Ok(layers)) => return Ok(layers),
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "it takes too long".to_owned(),
+            };
+            tracing::debug!(%reference, digest, error, "no manifest; the image counts as an ordinary one");
+            let mut cache = self.0.lock();
+            cache.failed.retain(|_, since| since.elapsed() < GIVEN_UP);
+            if cache.failed.len() < CACHED {
+                cache.failed.insert(key.clone(), Instant::now());
+            }
+            Err(())
+        };
+        // Somebody with more time may be asking.
+        tokio::time::timeout_at(deadline, cell.get_or_try_init(ask)).await.ok()?.ok().cloned()
     }
 
     fn cell(&self, key: Key) -> Arc<OnceCell<Layers>> {
@@ -91,6 +136,11 @@ impl Manifests {
         cache.cells.insert(key, cell.clone());
         cell
     }
+}
+
+fn key(reference: &Reference, digest: Option<&str>) -> Key {
+    let version = digest.or(reference.digest()).or(reference.tag()).unwrap_or_default().to_owned();
+    (reference.host().to_owned(), reference.repository().to_owned(), version)
 }
 
 async fn fetch(
@@ -136,17 +186,19 @@ fn platform_manifest(bytes: &[u8]) -> Option<String> {
 /// The config and layers of a manifest; none if it is not one. What it lacks is then learnt from the blobs themselves.
 fn parse(bytes: &[u8]) -> (Option<String>, Vec<ManifestLayer>) {
     let Ok(manifest) = serde_json::from_slice::<ImageManifest>(bytes) else { return (None, Vec::new()) };
-    let layer = |layer: &oci_spec::image::Descriptor| {
-        let annotation = |name| layer.annotations().as_ref().and_then(|all| all.get(name));
-        ManifestLayer {
-            digest: layer.digest().to_string(),
-            size: layer.size(),
-            toc_digest: annotation(TOC_DIGEST_ANNOTATION).and_then(|d| d.parse().ok()),
-            media_type: layer.media_type().to_string(),
-            diff_size: annotation(DIFF_SIZE_ANNOTATION).and_then(|size| size.parse().ok()),
-        }
-    };
     (Some(manifest.config().digest().to_string()), manifest.layers().iter().map(layer).collect())
+}
+
+fn layer(layer: &Descriptor) -> ManifestLayer {
+    let compression = Compression::of_media_type(layer.media_type().as_ref());
+    let annotation = |key: &str| layer.annotations().as_ref()?.get(key).map(String::as_str);
+    ManifestLayer {
+        digest: layer.digest().to_string(),
+        size: layer.size(),
+        toc: estargz::announced(compression, annotation),
+        media_type: layer.media_type().to_string(),
+        diff_size: annotation(DIFF_SIZE_ANNOTATION).and_then(|size| size.parse().ok()),
+    }
 }
 
 #[cfg(test)]
@@ -158,24 +210,36 @@ mod tests {
 
     #[test]
     fn sizes_and_toc_digests_are_read_and_anything_else_is_no_manifest() {
-        let layer = |digest: &str, annotations: serde_json::Value| {
+        let layer = |digest: &str, kind: &str, annotations: serde_json::Value| {
             serde_json::json!({
-                "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": digest, "size": 7,
+                "mediaType": format!("application/vnd.oci.image.layer.v1.tar+{kind}"), "digest": digest, "size": 7,
                 "annotations": annotations,
             })
         };
+        let zstd = serde_json::json!({
+            "io.github.containers.zstd-chunked.manifest-checksum": A,
+            "io.github.containers.zstd-chunked.manifest-position": "10:20:30:1",
+        });
         let manifest = serde_json::json!({
             "schemaVersion": 2,
             "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": A, "size": 1},
-            "layers": [layer(A, serde_json::json!({TOC_DIGEST_ANNOTATION: B, DIFF_SIZE_ANNOTATION: "9"})), layer(B, serde_json::json!({}))],
+            "layers": [
+                layer(A, "gzip", serde_json::json!({TOC_DIGEST_ANNOTATION: B, DIFF_SIZE_ANNOTATION: "9"})),
+                layer(B, "gzip", serde_json::json!({})),
+                layer(B, "zstd", zstd.clone()),
+                layer(B, "gzip", zstd),
+            ],
         });
         let (config, layers) = parse(manifest.to_string().as_bytes());
         assert_eq!(config.as_deref(), Some(A));
-        assert_eq!(layers.len(), 2);
+        assert_eq!(layers.len(), 4);
         assert_eq!((layers[0].digest.as_str(), layers[0].size), (A, 7));
-        assert_eq!(layers[0].toc_digest, Some(B.parse().unwrap()));
+        let position = estargz::Position { offset: 10, stored: 20, json: 30 };
+        let toc = |digest: &str, position| Some(Announced { digest: digest.parse().unwrap(), position });
+        let found: Vec<_> = layers.iter().map(|layer| layer.toc).collect();
+        assert_eq!(found, [toc(B, None), None, toc(A, Some(position)), None]);
         assert_eq!((layers[0].diff_size, layers[0].media_type.ends_with("+gzip")), (Some(9), true));
-        assert_eq!((layers[1].toc_digest, layers[1].diff_size), (None, None));
+        assert_eq!(layers[1].diff_size, None);
         assert_eq!(platform_manifest(manifest.to_string().as_bytes()), None);
         for other in [&b""[..], b"{}", b"[1]", b"\xff"] {
             assert_eq!(parse(other), (None, vec![]));

@@ -33,7 +33,7 @@ use crate::{
     fs::OpaqueXattr,
     fuse::{Connection, FuseCounters, Keeper},
     layer::Layer,
-    manifest::Manifests,
+    manifest::{ManifestLayer, Manifests},
     resolve::{AttachError, LayerSpec, Resolver},
     slots::Slots,
     store::BootId,
@@ -41,6 +41,7 @@ use crate::{
 };
 
 mod behind;
+mod described;
 mod mounted;
 
 /// Layers of one image opened at once.
@@ -68,6 +69,8 @@ pub struct PlaneConfig {
     pub read_deadline: Duration,
     /// How long opening a layer may take.
     pub attach_deadline: Duration,
+    /// Whether manifests are asked for the TOC digests of layers that come without.
+    pub find_tocs: bool,
     /// Whether the range before a layer's landmark is fetched first.
     pub prefetch: bool,
     /// Bytes to prefetch of a layer that has no landmark.
@@ -105,6 +108,7 @@ impl PlaneConfig {
             opaque: OpaqueXattr::default(),
             read_deadline: Duration::from_secs(300),
             attach_deadline: Duration::from_secs(25),
+            find_tocs: true,
             prefetch: true,
             prefetch_bytes: 0,
             fill: Fill::On,
@@ -341,8 +345,13 @@ impl Plane {
             None => {
                 // The manifest is fetched without the lock: the image's other layers wait for it, too.
                 drop(locked);
-                if spec.blob_size.is_none() {
-                    spec.blob_size = self.ask_manifest(request, deadline).await?;
+                if spec.blob_size.is_none()
+                    && let Some(ManifestLayer { size, toc, .. }) =
+                        self.ask_manifest(request, deadline).await?
+                {
+                    spec.blob_size = Some(size);
+                    let toc = toc.filter(|toc| toc.digest == spec.toc_digest);
+                    spec.toc_position = toc.and_then(|toc| toc.position);
                 }
                 locked = lock.lock().await;
                 self.open(&spec, deadline).await?
@@ -592,43 +601,6 @@ impl Plane {
         layer
     }
 
-    /// The size of the layer's blob from its image's manifest; also starts opening the image's other layers. A
-    /// manifest that cannot be had is no reason to fail: the size is then learnt from the blob.
-    async fn ask_manifest(
-        self: &Arc<Self>,
-        request: &AttachRequest,
-        deadline: Instant,
-    ) -> Result<Option<u64>, AttachError> {
-        let digest = request.manifest_digest.as_deref();
-        let layers = match self.manifests.layers(&self.registry, &request.reference, digest, deadline).await {
-            Ok(layers) => layers,
-            Err(error @ (registry::Error::AuthDenied { .. } | registry::Error::Timeout { .. })) => {
-                return Err(error.into());
-            }
-            Err(error) => {
-                tracing::debug!(reference = %request.reference, %error, "no manifest; learning the size from the blob");
-                return Ok(None);
-            }
-        };
-        for other in layers
-            .iter()
-            .filter(|l| l.digest != request.blob_digest && request.neighbours.contains(&l.digest))
-        {
-            let Some(toc_digest) = other.toc_digest else { continue };
-            if self.open.lock().contains_key(&toc_digest) {
-                continue;
-            }
-            let spec = LayerSpec {
-                reference: request.reference.clone(),
-                blob_digest: other.digest.clone(),
-                blob_size: Some(other.size),
-                toc_digest,
-            };
-            tokio::spawn(behind::open_ahead(self.clone(), spec, deadline));
-        }
-        Ok(layers.iter().find(|l| l.digest == request.blob_digest).map(|l| l.size))
-    }
-
     /// Puts the layer in the slot as its chain shows it. Under the layer's lock.
     async fn show(
         &self,
@@ -751,6 +723,7 @@ fn spec_of(request: &AttachRequest) -> LayerSpec {
         blob_digest: request.blob_digest.clone(),
         blob_size: request.blob_size,
         toc_digest: request.toc_digest,
+        toc_position: None,
     }
 }
 

@@ -76,7 +76,7 @@ pub async fn read(
 ) -> Result<Vec<u8>, ReadError> {
     let mut attempt = 1;
     // What came stays until it is handed on: a small cache may have pushed it out again by then.
-    let mut held = Chunks::new();
+    let mut held = fetch::zeros(layer, node, bytes.clone()).await;
     loop {
         let mut members: Vec<u32> = layer
             .index()

@@ -466,15 +466,14 @@ impl Refs {
         if before.as_ref().is_some_and(|record| record.manifests.contains(&image.digest)) {
             return Ok(());
         }
-        let diff_ids =
-            match image.config.as_ref().filter(|_| image.layers.iter().any(|l| l.toc_digest.is_some())) {
-                Some(config) => {
-                    let config =
-                        self.registry.blob_bytes(reference, config, image::CONFIG_LIMIT, deadline).await?;
-                    image::diff_ids(&config)
-                }
-                None => Vec::new(),
-            };
+        let diff_ids = match image.config.as_ref().filter(|_| image.layers.iter().any(|l| l.toc.is_some())) {
+            Some(config) => {
+                let config =
+                    self.registry.blob_bytes(reference, config, image::CONFIG_LIMIT, deadline).await?;
+                image::diff_ids(&config)
+            }
+            None => Vec::new(),
+        };
         let (refs, name) = (self.clone(), text.clone());
         let added = tokio::task::spawn_blocking(move || refs.add(name, &image, &diff_ids)).await;
         let path = || self.plane.upgrade().map_or(PathBuf::new(), |plane| plane.root().join("refs"));

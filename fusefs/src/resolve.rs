@@ -12,7 +12,8 @@
 //! ```
 //!
 //! The directory is keyed by the TOC digest because that is the only digest a lazy layer is verified against: keyed by
-//! the blob's, a forged image could poison another's layer.
+//! the blob's, a forged image could poison another's layer. It is the digest that the image names: of the TOC's JSON, or for
+//! podman's zstd:chunked of the JSON as it is compressed. One layer that two images name in both ways is kept twice.
 
 use std::{
     fs, io,
@@ -21,7 +22,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use estargz::{Digest, Opener, Step, TocJson, VerifiedToc};
+use estargz::{Digest, Opener, Position, Step, TocJson, VerifiedToc};
 use registry::{HostTag, ReadOptions, Reference, Registry};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -42,7 +43,7 @@ pub enum AttachError {
     /// Its blob or manifest cannot be read.
     #[error(transparent)]
     Registry(#[from] registry::Error),
-    /// Its blob is not an eStargz layer, or its TOC is not one we accept.
+    /// Its blob is not an eStargz or zstd:chunked layer, or its TOC is not one we accept.
     #[error("{blob}: {error}")]
     Format {
         /// The blob's digest.
@@ -134,6 +135,8 @@ pub struct LayerSpec {
     pub blob_size: Option<u64>,
     /// Digest of its TOC, from a source that the image's digest covers.
     pub toc_digest: Digest,
+    /// Where its TOC is, if the manifest says so; otherwise the blob's footer does.
+    pub toc_position: Option<Position>,
 }
 
 /// `layer.json`.
@@ -233,7 +236,12 @@ impl Resolver {
         }
         let size = blob.size().unwrap_or(0);
         let format = |error| AttachError::Format { blob: spec.blob_digest.clone(), error };
-        let mut opener = Opener::new(size, *self.engine.limits()).map_err(|e| (format(e), None))?;
+        let limits = *self.engine.limits();
+        let opener = match spec.toc_position {
+            Some(position) => Opener::at(size, position, limits),
+            None => Opener::new(size, limits),
+        };
+        let mut opener = opener.map_err(|e| (format(e), None))?;
         let mut range = opener.tail(speculative(size));
         loop {
             let served = blob.read(range.clone(), &options).await.map_err(plain)?;

@@ -16,6 +16,14 @@ pub trait FileSystem: Send + Sync + 'static {
     /// future, and always follows a failure with [`FileSystem::detach`].
     async fn attach(&self, slot: u64, request: &LayerRequest) -> Result<LayerRoot, AttachError>;
 
+    /// The digest of a layer's table of contents by the manifest that the request names, if that has one. Everything but
+    /// the request's TOC digest is known. Asked for every layer that carries no digest itself, so also for those of
+    /// ordinary images: it should cost little, and failing to know is `None`. Bounded in time as `attach`.
+    async fn find_toc(&self, request: &LayerRequest) -> Option<String> {
+        let _ = request;
+        None
+    }
+
     /// Gives the slot up. Idempotent, also for a slot never attached. Must not wait for a busy mount.
     async fn detach(&self, slot: u64);
 
@@ -36,7 +44,8 @@ pub struct LayerRequest {
     pub reference: String,
     /// Digest of the layer's blob in the registry, `sha256:<64 hex>`.
     pub layer_digest: String,
-    /// Digest of the layer's uncompressed table of contents, the one every byte is verified against.
+    /// Digest of the layer's table of contents as the image names it, the one every byte is verified against: of its JSON,
+    /// or for podman's zstd:chunked of the compressed JSON.
     pub toc_digest: String,
     /// Digest of the manifest of this platform, where the client told it.
     pub manifest_digest: Option<String>,

@@ -2,7 +2,8 @@
 //!
 //! Pure. Two families of labels name the image and the blob; containerd's own (`cri.*`) wins over the one that
 //! `ctr-remote` sends (`remote/stargz.*`), and a family counts only when it names both. The TOC digest is an
-//! annotation of the layer that containerd passes on because of its prefix. Every digest is checked here, so
+//! annotation of the layer that containerd passes on because of its prefix; podman's kind of zstd:chunked has another
+//! one, which is not passed on, so of such a layer the manifest must be asked. Every digest is checked here, so
 //! nothing further in ever sees one that could be mistaken for a path.
 
 use std::collections::BTreeMap;
@@ -48,13 +49,49 @@ const FAMILIES: [Family; 2] = [
 /// Bytes a [`REASON`] label's value may have; containerd refuses labels of more than 4096 bytes.
 const REASON_LIMIT: usize = 512;
 
+/// A layer offered by a Prepare.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Offer {
+    /// The labels say everything.
+    Named(LayerRequest),
+    /// They do not say the TOC digest, but name the manifest that may. The request's is empty until [`Offer::named`].
+    Unnamed(LayerRequest),
+}
+
+impl Offer {
+    /// The request for an unnamed layer whose manifest says this TOC digest, or none.
+    pub(crate) fn named(
+        request: LayerRequest,
+        toc_digest: Option<String>,
+    ) -> Result<LayerRequest, AttachError> {
+        match toc_digest {
+            None => Err(no_toc_digest("nor one of zstd:chunked")),
+            Some(toc_digest) if is_digest(&toc_digest) => Ok(LayerRequest { toc_digest, ..request }),
+            Some(other) => Err(AttachError::new(
+                Reason::BadLabels,
+                format!("the manifest names TOC {other:?}, not sha256:<64 lower-case hex digits>"),
+            )),
+        }
+    }
+}
+
 /// The layer offered by a Prepare with these labels.
 ///
 /// `None` when it does not stand for a layer at all (no [`TARGET`]); an error when it does, but the layer cannot
 /// be attached.
-pub fn parse(labels: &BTreeMap<String, String>) -> Option<Result<LayerRequest, AttachError>> {
+pub fn parse(labels: &BTreeMap<String, String>) -> Option<Result<Offer, AttachError>> {
     let target = get(labels, TARGET)?;
-    Some(request(target, labels))
+    Some(offer(target, labels))
+}
+
+fn no_toc_digest(besides: &str) -> AttachError {
+    AttachError::new(
+        Reason::NoTocDigest,
+        format!(
+            "the layer has no annotation {TOC_DIGEST} {besides}; convert the image to eStargz or zstd:chunked to pull it \
+             lazily"
+        ),
+    )
 }
 
 /// The layer's blob digest as claimed by the labels, unchecked; for telling layers apart in reports.
@@ -75,40 +112,34 @@ pub(crate) fn reason_value(error: &AttachError) -> String {
     text
 }
 
-fn request(target: &str, labels: &BTreeMap<String, String>) -> Result<LayerRequest, AttachError> {
-    let toc_digest = get(labels, TOC_DIGEST).ok_or_else(|| {
+fn offer(target: &str, labels: &BTreeMap<String, String>) -> Result<Offer, AttachError> {
+    let (toc_digest, manifest_digest) = (get(labels, TOC_DIGEST), get(labels, MANIFEST_DIGEST));
+    let named = FAMILIES
+        .iter()
+        .find_map(|family| Some((family, get(labels, family.reference)?, get(labels, family.digest)?)));
+    if toc_digest.is_none() && (manifest_digest.is_none() || named.is_none()) {
+        return Err(no_toc_digest("and the client names no manifest that could have one"));
+    }
+    let (family, reference, layer_digest) = named.ok_or_else(|| {
         AttachError::new(
-            Reason::NoTocDigest,
-            format!(
-                "the layer has no annotation {TOC_DIGEST}; convert the image to eStargz to pull it lazily"
-            ),
+            Reason::NoReference,
+            "the client named neither image nor blob; let containerd pass snapshot annotations \
+                 (disable_snapshot_annotations = false, or enable_remote_snapshot_annotations)",
         )
     })?;
-    let (family, reference, layer_digest) = FAMILIES
-        .iter()
-        .find_map(|family| Some((family, get(labels, family.reference)?, get(labels, family.digest)?)))
-        .ok_or_else(|| {
-            AttachError::new(
-                Reason::NoReference,
-                "the client named neither image nor blob; let containerd pass snapshot annotations \
-                 (disable_snapshot_annotations = false, or enable_remote_snapshot_annotations)",
-            )
-        })?;
-    let manifest_digest = get(labels, MANIFEST_DIGEST);
-    for (label, digest) in [(TOC_DIGEST, toc_digest), (family.digest, layer_digest)]
-        .into_iter()
-        .chain(manifest_digest.map(|digest| (MANIFEST_DIGEST, digest)))
-    {
+    let digests =
+        [(TOC_DIGEST, toc_digest), (family.digest, Some(layer_digest)), (MANIFEST_DIGEST, manifest_digest)];
+    for (label, digest) in digests.into_iter().filter_map(|(label, digest)| Some((label, digest?))) {
         if !is_digest(digest) {
             let message = format!("label {label} is {digest:?}, not sha256:<64 lower-case hex digits>");
             return Err(AttachError::new(Reason::BadLabels, message));
         }
     }
-    Ok(LayerRequest {
+    let request = LayerRequest {
         target: target.to_owned(),
         reference: reference.to_owned(),
         layer_digest: layer_digest.to_owned(),
-        toc_digest: toc_digest.to_owned(),
+        toc_digest: toc_digest.unwrap_or_default().to_owned(),
         manifest_digest: manifest_digest.map(str::to_owned),
         neighbours: neighbours(layer_digest, get(labels, family.layers).unwrap_or_default()),
         // Only a hint, so a value that is no number is no reason to give the layer up.
@@ -117,7 +148,8 @@ fn request(target: &str, labels: &BTreeMap<String, String>) -> Result<LayerReque
         // Not in the labels: known once the snapshot has its record.
         below: vec![],
         labels: labels.clone(),
-    })
+    };
+    Ok(if toc_digest.is_some() { Offer::Named(request) } else { Offer::Unnamed(request) })
 }
 
 /// The layer, then the digests of the comma-separated list; the list is cut short by clients, and only a hint.
@@ -174,9 +206,44 @@ mod tests {
         ])
     }
 
+    fn named(labels: &BTreeMap<String, String>) -> LayerRequest {
+        match parse(labels).unwrap().unwrap() {
+            Offer::Named(request) => request,
+            Offer::Unnamed(request) => panic!("{request:?} has no name"),
+        }
+    }
+
+    #[test]
+    fn a_layer_without_toc_digest_is_offered_if_its_manifest_is_known() {
+        for value in [None, Some("")] {
+            let mut labels = cri();
+            labels.remove(TOC_DIGEST);
+            labels.extend(value.map(|value| (TOC_DIGEST.to_owned(), value.to_owned())));
+            let Offer::Unnamed(request) = parse(&labels).unwrap().unwrap() else { panic!("it is named") };
+            assert_eq!(
+                request,
+                LayerRequest { toc_digest: String::new(), labels: labels.clone(), ..named(&cri()) }
+            );
+            let full = Offer::named(request.clone(), Some(digest(1))).unwrap();
+            assert_eq!(full, LayerRequest { labels: labels.clone(), ..named(&cri()) });
+            let reason =
+                |toc: Option<&str>| Offer::named(request.clone(), toc.map(str::to_owned)).unwrap_err().reason;
+            assert_eq!((reason(None), reason(Some("../x"))), (Reason::NoTocDigest, Reason::BadLabels));
+            for needed in [
+                MANIFEST_DIGEST,
+                "containerd.io/snapshot/cri.image-ref",
+                "containerd.io/snapshot/cri.layer-digest",
+            ] {
+                let mut fewer = labels.clone();
+                fewer.remove(needed);
+                assert_eq!(parse(&fewer).unwrap().unwrap_err().reason, Reason::NoTocDigest, "{needed}");
+            }
+        }
+    }
+
     #[test]
     fn both_families_are_read() {
-        let request = parse(&cri()).unwrap().unwrap();
+        let request = named(&cri());
         assert_eq!(request.target, "sha256:chain");
         assert_eq!(request.reference, "docker.io/library/a:1");
         assert_eq!(request.layer_digest, digest(2));
@@ -186,7 +253,7 @@ mod tests {
         assert_eq!(request.prefetch_bytes, None);
         assert_eq!(request.labels, cri());
 
-        let request = parse(&stargz()).unwrap().unwrap();
+        let request = named(&stargz());
         assert_eq!(request.reference, "example.com/b:2");
         assert_eq!(request.layer_digest, digest(5));
         assert_eq!(request.neighbours, [digest(5), digest(6)]);
@@ -198,25 +265,23 @@ mod tests {
         for (value, expected) in [("true", Some(true)), ("false", Some(false)), ("maybe", None)] {
             let mut labels = cri();
             labels.insert(BACKGROUND_FETCH.to_owned(), value.to_owned());
-            assert_eq!(parse(&labels).unwrap().unwrap().background_fetch, expected);
+            assert_eq!(named(&labels).background_fetch, expected);
         }
-        assert_eq!(parse(&cri()).unwrap().unwrap().background_fetch, None);
+        assert_eq!(named(&cri()).background_fetch, None);
     }
 
     #[test]
     fn the_cri_family_wins_when_it_is_complete() {
         let mut both = stargz();
         both.extend(cri());
-        assert_eq!(parse(&both).unwrap().unwrap().reference, "docker.io/library/a:1");
+        assert_eq!(named(&both).reference, "docker.io/library/a:1");
         both.remove("containerd.io/snapshot/cri.layer-digest");
-        assert_eq!(parse(&both).unwrap().unwrap().reference, "example.com/b:2");
+        assert_eq!(named(&both).reference, "example.com/b:2");
     }
 
     #[test]
     fn what_cannot_be_attached_says_why() {
         let bad: &[(&str, Option<&str>, Reason)] = &[
-            (TOC_DIGEST, None, Reason::NoTocDigest),
-            (TOC_DIGEST, Some(""), Reason::NoTocDigest),
             (TOC_DIGEST, Some("sha256:../../../etc"), Reason::BadLabels),
             (TOC_DIGEST, Some(&digest(0xab).to_uppercase()), Reason::BadLabels),
             ("containerd.io/snapshot/cri.image-ref", None, Reason::NoReference),
@@ -242,7 +307,7 @@ mod tests {
         labels.insert(PREFETCH.into(), "-1".into());
         let list = format!("{},x,{},,{}", digest(9), digest(2), digest(9));
         labels.insert("containerd.io/snapshot/cri.image-layers".into(), list);
-        let request = parse(&labels).unwrap().unwrap();
+        let request = named(&labels);
         assert_eq!(request.prefetch_bytes, None);
         assert_eq!(request.neighbours, [digest(2), digest(9)]);
     }

@@ -26,6 +26,8 @@ pub struct Fetch {
     pub background_downloads: usize,
     /// Compressed bytes being downloaded or waiting to be decompressed, at least 1.
     pub in_flight_bytes: u64,
+    /// Whether manifests are asked for the TOC digests of layers that come without.
+    pub find_tocs: bool,
     /// Compressed bytes a second in the background, at most.
     pub background_rate: Option<NonZero<u64>>,
     /// What a layer is compared with before it becomes a directory.
@@ -68,6 +70,7 @@ impl Config {
                 most: NonZero::new(self.cache.max_bytes),
                 low_water: u8::try_from(self.cache.low_water_percent.min(100)).unwrap_or(100),
             },
+            find_tocs: !self.fetch.no_manifest_lookup,
             background_rate: NonZero::new(self.fetch.max_background_bytes_per_sec),
             in_flight_bytes: or_default(self.fetch.max_in_flight_bytes, initial.fetch.max_in_flight_bytes),
         }

@@ -311,6 +311,7 @@ fn settings_of_the_data_plane() {
         prefetch: Prefetch::On { unmarked_bytes: 10 << 20 },
         fill: Fill::Off,
         background_downloads: 4,
+        find_tocs: true,
         background_rate: None,
         audits: Audits::On,
         cache: CacheConfig::default(),

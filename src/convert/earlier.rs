@@ -3,13 +3,14 @@
 //! A converted layer's annotation tells its recipe: which blob it was made of, and with which options. Conversion is
 //! deterministic, so the same recipe gives the same layer. There is no other memory between runs.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
-use estargz::Digest;
+use estargz::writer::{Dialect, Target};
+use estargz::{Compression, Digest};
 
 use super::plan::Task;
-use super::rewrite::{CONVERTED_FROM, Change, UNCOMPRESSED_SIZE};
-use crate::image::{Descriptor, Document, INDEX_DEPTH, ImageConfig, TOC_DIGEST};
+use super::rewrite::{CONVERTED_FROM, Change, is_of_blob};
+use crate::image::{Descriptor, Document, INDEX_DEPTH, ImageConfig};
 use crate::transport::{Raw, Source};
 
 /// Raised when the same options give other bytes than before.
@@ -18,6 +19,8 @@ const VERSION: u32 = 1;
 /// The options that decide a layer's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
+    /// What is built.
+    pub target: Target,
     /// Bytes of a chunk, at most.
     pub chunk_size: u64,
     /// Bytes that a member has at least before a file begins a new one.
@@ -31,7 +34,7 @@ const MAX_DOCUMENTS: usize = 256;
 
 /// From which layer, and how, a layer is made: the value of [`CONVERTED_FROM`].
 pub fn recipe(task: &Task, shape: &Shape) -> String {
-    let Shape { chunk_size, min_chunk_size, level } = shape;
+    let Shape { target, chunk_size, min_chunk_size, level } = shape;
     let first = match task.first.is_empty() {
         true => "-".to_owned(),
         false => {
@@ -39,8 +42,14 @@ pub fn recipe(task: &Task, shape: &Shape) -> String {
             Digest::of(lines.as_bytes()).to_string()
         }
     };
+    // Nothing for eStargz, which was the only one.
+    let format = match target {
+        Target::EStargz => "",
+        Target::ZstdChunked(Dialect::Podman) => " format=zstd:chunked dialect=podman",
+        Target::ZstdChunked(Dialect::Stargz) => " format=zstd:chunked dialect=stargz",
+    };
     format!(
-        "{} {VERSION} chunk-size={chunk_size} min-chunk-size={min_chunk_size} level={level} first={first}",
+        "{} {VERSION} chunk-size={chunk_size} min-chunk-size={min_chunk_size} level={level} first={first}{format}",
         task.layer.digest
     )
 }
@@ -87,15 +96,19 @@ async fn gather(source: &dyn Source, root: Raw, earlier: &mut Earlier) {
 /// The layer with its recipe, if it has one.
 fn converted(layer: &Descriptor, diff_id: &str) -> Option<(String, Change)> {
     let recipe = layer.annotations.get(CONVERTED_FROM)?;
-    layer.annotations.get(TOC_DIGEST)?.parse::<Digest>().ok()?;
+    let zstd = layer.compression() == Compression::Zstd;
+    // One that podman would refuse is not annotated.
+    if !zstd {
+        layer.toc()?;
+    }
     diff_id.parse::<Digest>().ok()?;
-    let ours = [TOC_DIGEST, UNCOMPRESSED_SIZE, CONVERTED_FROM];
-    let annotations: BTreeMap<String, String> =
-        ours.iter().filter_map(|&key| Some((key.to_owned(), layer.annotations.get(key)?.clone()))).collect();
+    let ours = layer.annotations.iter().filter(|(key, _)| is_of_blob(key) || *key == CONVERTED_FROM);
+    let annotations = ours.map(|(key, value)| (key.clone(), value.clone())).collect();
     let change = Change {
         digest: layer.digest.clone(),
         size: layer.size,
         diff_id: Some(diff_id.to_owned()),
+        zstd,
         annotations,
     };
     Some((recipe.clone(), change))
@@ -106,6 +119,8 @@ mod tests {
     use super::*;
     use crate::convert::media::LayerKind;
     use crate::convert::priority::First;
+    use crate::convert::rewrite::UNCOMPRESSED_SIZE;
+    use crate::image::TOC_DIGEST;
 
     fn digest(n: u32) -> String {
         format!("sha256:{n:064x}")
@@ -128,7 +143,7 @@ mod tests {
             first: first.iter().map(|&path| First::Path(path.to_owned())).collect(),
             kind: LayerKind::Tar,
         };
-        let shape = Shape { chunk_size: 4 << 20, min_chunk_size: 0, level: 6 };
+        let shape = Shape { target: Target::EStargz, chunk_size: 4 << 20, min_chunk_size: 0, level: 6 };
         let plain = recipe(&task(&[]), &shape);
         assert_eq!(plain, format!("{} 1 chunk-size=4194304 min-chunk-size=0 level=6 first=-", digest(1)));
         let others = [
@@ -138,11 +153,13 @@ mod tests {
             recipe(&task(&[]), &Shape { level: 7, ..shape }),
             recipe(&task(&[]), &Shape { chunk_size: 1, ..shape }),
             recipe(&task(&[]), &Shape { min_chunk_size: 1, ..shape }),
+            recipe(&task(&[]), &Shape { target: Target::ZstdChunked(Dialect::Podman), ..shape }),
+            recipe(&task(&[]), &Shape { target: Target::ZstdChunked(Dialect::Stargz), ..shape }),
         ];
         let mut all: Vec<&String> = others.iter().chain([&plain]).collect();
         all.sort();
         all.dedup();
-        assert_eq!(all.len(), 7);
+        assert_eq!(all.len(), 9);
     }
 
     #[test]
@@ -157,5 +174,13 @@ mod tests {
         assert!(converted(&layer(&full[1..]), &digest(3)).is_none());
         assert!(converted(&layer(&[(TOC_DIGEST, "x"), (CONVERTED_FROM, "r")]), &digest(3)).is_none());
         assert!(converted(&layer(&full), "x").is_none());
+
+        let checksum = "io.github.containers.zstd-chunked.manifest-checksum";
+        let podman = Descriptor {
+            media_type: "application/vnd.oci.image.layer.v1.tar+zstd".to_owned(),
+            ..layer(&[(checksum, &toc), (CONVERTED_FROM, "r"), ("other", "x")])
+        };
+        let (_, change) = converted(&podman, &digest(3)).unwrap();
+        assert_eq!((change.annotations.len(), &change.annotations[checksum], change.zstd), (2, &toc, true));
     }
 }

@@ -5,8 +5,8 @@ use std::num::NonZero;
 use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
-use estargz::Toc;
 use estargz::writer::{self, Level, Missing, Options, Pattern};
+use estargz::{Digest, Toc};
 
 use super::earlier::Shape;
 use super::pipe::{Inlet, Outlet};
@@ -43,8 +43,9 @@ impl Settings {
     }
 
     fn options(&self, first: &[First]) -> Result<Options, writer::Error> {
-        let Shape { chunk_size, min_chunk_size, level } = self.shape;
+        let Shape { target, chunk_size, min_chunk_size, level } = self.shape;
         Ok(Options {
+            target,
             chunk_size,
             min_chunk_size,
             level: Level::new(level)?,
@@ -64,17 +65,19 @@ pub struct Encoded {
     pub size: u64,
     /// Digest of the decompressed blob.
     pub diff_id: String,
-    /// Size of the decompressed blob in bytes.
-    pub uncompressed_size: u64,
-    /// Digest of the table of contents.
-    pub toc_digest: String,
+    /// Digest of the table of contents, as the image names it.
+    pub toc_digest: Digest,
+    /// What makes the layer lazy; nothing if it must not be.
+    pub annotations: Vec<(String, String)>,
     /// Paths and globs that match nothing.
     pub missing: Vec<String>,
     /// Entries with names that a table of contents cannot tell.
     pub lossy_names: u64,
+    /// Entries because of which podman would refuse the layer, so that it is not annotated.
+    pub unlike: u64,
 }
 
-/// Makes an eStargz layer of any layer. Blocking.
+/// Makes a lazy layer of any layer. Blocking.
 ///
 /// # Errors
 ///
@@ -94,9 +97,10 @@ pub fn encode(
         digest: summary.blob_digest.to_string(),
         size: summary.blob_size,
         diff_id: summary.diff_id.to_string(),
-        uncompressed_size: summary.uncompressed_size,
-        toc_digest: summary.toc_digest.to_string(),
+        toc_digest: summary.toc_digest,
+        annotations: summary.annotations(),
         lossy_names: summary.lossy_names,
+        unlike: summary.unlike,
         missing: summary.prioritized_missing.iter().map(ToString::to_string).collect(),
     })
 }

@@ -6,12 +6,14 @@
 use std::fmt;
 
 use async_trait::async_trait;
+use estargz::writer::Target;
 use futures::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 
+use super::earlier::Shape;
 use super::layer::{Fate, Work};
 use super::plan::{Plan, Task};
-use super::report::{Outcome, outcome};
+use super::report::{Outcome, name, outcome};
 use crate::image::{Descriptor, short};
 use crate::progress::size;
 use crate::transport::{BlobWriter, Destination, Location, Raw, Source};
@@ -19,6 +21,8 @@ use crate::transport::{BlobWriter, Destination, Location, Raw, Source};
 /// What a conversion would do.
 #[derive(Debug, Serialize)]
 pub struct Estimate {
+    /// What layers would be converted to.
+    pub format: &'static str,
     /// Each distinct layer.
     pub layers: Vec<Layer>,
     /// Bytes that would be read of layers.
@@ -54,21 +58,23 @@ impl Estimate {
     pub async fn of(plan: &Plan, work: &Work<'_>, jobs: usize) -> anyhow::Result<Self> {
         let fates: Vec<Fate> =
             stream::iter(plan.tasks.iter().map(|task| work.fate(task))).buffered(jobs).try_collect().await?;
-        let mut estimate = Self { layers: Vec::new(), bytes_read: 0, bytes_stored: 0, seconds: 0.0 };
+        let target = work.settings.shape.target;
+        let mut estimate =
+            Self { format: name(target), layers: Vec::new(), bytes_read: 0, bytes_stored: 0, seconds: 0.0 };
         for (task, fate) in plan.tasks.iter().zip(&fates) {
             let present = matches!(fate, Fate::Earlier(_) | Fate::Leave(_))
                 || (*fate != Fate::Convert && work.destination.has(&task.layer).await?);
-            estimate.add(task, fate, present, work.settings.shape.level, work.settings.threads.get());
+            estimate.add(task, fate, present, &work.settings.shape, work.settings.threads.get());
         }
         Ok(estimate)
     }
 }
 
 impl Estimate {
-    fn add(&mut self, task: &Task, fate: &Fate, present: bool, level: u8, threads: usize) {
+    fn add(&mut self, task: &Task, fate: &Fate, present: bool, shape: &Shape, threads: usize) {
         let before = task.layer.size;
         let (new_size, seconds) = match fate {
-            Fate::Convert => converted(&task.layer, level, threads),
+            Fate::Convert => converted(&task.layer, shape, threads),
             Fate::Earlier(change) => (change.size, 0.0),
             Fate::Reuse { .. } | Fate::Copy(_) | Fate::Leave(_) => (before, 0.0),
         };
@@ -96,7 +102,7 @@ const OVERHEAD: f64 = 1.04;
 const READ_RATE: f64 = 250e6;
 
 /// The size in bytes and the seconds of a converted layer, about.
-fn converted(layer: &Descriptor, level: u8, threads: usize) -> (u64, f64) {
+fn converted(layer: &Descriptor, shape: &Shape, threads: usize) -> (u64, f64) {
     // No blob is so large that this loses anything that matters.
     let size = layer.size as f64;
     let gzip = match layer.media_type.as_str() {
@@ -105,8 +111,12 @@ fn converted(layer: &Descriptor, level: u8, threads: usize) -> (u64, f64) {
         _ => size / RATIO,
     };
     let tar = gzip * RATIO;
-    let compressing = tar / (compression_rate(level) * threads as f64);
-    ((gzip * OVERHEAD) as u64, compressing.max(tar / READ_RATE))
+    let compressing = tar / (compression_rate(shape.level) * threads as f64);
+    let new = match shape.target {
+        Target::EStargz => gzip,
+        Target::ZstdChunked(_) => gzip / ZSTD_TO_GZIP,
+    };
+    ((new * OVERHEAD) as u64, compressing.max(tar / READ_RATE))
 }
 
 /// Bytes a second that one thread compresses: Debian with Python, on a virtual machine of two common cores.
@@ -129,7 +139,7 @@ impl fmt::Display for Estimate {
             let what = match layer.outcome {
                 Outcome::Converted => format!("to convert, about {}", size(layer.new_size)),
                 Outcome::AlreadyConverted => "converted before".to_owned(),
-                Outcome::Reused => "eStargz already".to_owned(),
+                Outcome::Reused => format!("{} already", self.format),
                 Outcome::Kept => format!("stays ({})", layer.reason.unwrap_or("as it is")),
             };
             writeln!(f, "{}  {:>10}  {what}", short(&layer.digest), size(layer.size))?;
@@ -188,6 +198,10 @@ mod tests {
     use crate::convert::media::LayerKind;
     use crate::convert::rewrite::Change;
 
+    fn shape(level: u8) -> Shape {
+        Shape { target: Target::EStargz, chunk_size: 4 << 20, min_chunk_size: 0, level }
+    }
+
     fn task(n: u32, media_type: &str) -> Task {
         let layer = Descriptor {
             media_type: media_type.to_owned(),
@@ -201,13 +215,20 @@ mod tests {
 
     #[test]
     fn only_what_is_not_there_is_read_and_stored() {
-        let change =
-            Change { digest: "d".to_owned(), size: 5 << 20, diff_id: None, annotations: Default::default() };
-        let mut estimate = Estimate { layers: Vec::new(), bytes_read: 0, bytes_stored: 0, seconds: 0.0 };
-        estimate.add(&task(1, "a+gzip"), &Fate::Convert, false, 6, 2);
-        estimate.add(&task(2, "a+gzip"), &Fate::Earlier(change), true, 6, 2);
-        estimate.add(&task(3, "a+gzip"), &Fate::Copy("why"), false, 6, 2);
-        estimate.add(&task(4, "a+gzip"), &Fate::Leave("why not"), true, 6, 2);
+        let change = Change {
+            digest: "d".to_owned(),
+            size: 5 << 20,
+            diff_id: None,
+            zstd: false,
+            annotations: Default::default(),
+        };
+        let shape = shape(6);
+        let mut estimate =
+            Estimate { format: "eStargz", layers: Vec::new(), bytes_read: 0, bytes_stored: 0, seconds: 0.0 };
+        estimate.add(&task(1, "a+gzip"), &Fate::Convert, false, &shape, 2);
+        estimate.add(&task(2, "a+gzip"), &Fate::Earlier(change), true, &shape, 2);
+        estimate.add(&task(3, "a+gzip"), &Fate::Copy("why"), false, &shape, 2);
+        estimate.add(&task(4, "a+gzip"), &Fate::Leave("why not"), true, &shape, 2);
         assert_eq!(estimate.bytes_read, 20 << 20);
         assert_eq!(estimate.bytes_stored, estimate.layers[0].new_size + (10 << 20));
         let text = estimate.to_string();
@@ -219,7 +240,7 @@ mod tests {
 
     #[test]
     fn more_threads_and_lower_levels_take_less_time() {
-        let seconds = |level, threads| converted(&task(1, "a+gzip").layer, level, threads).1;
+        let seconds = |level, threads| converted(&task(1, "a+gzip").layer, &shape(level), threads).1;
         assert!(seconds(6, 1) > seconds(6, 2));
         assert!(seconds(9, 1) > seconds(6, 1) && seconds(6, 1) > seconds(1, 1));
         assert_eq!(seconds(1, 100), seconds(1, 1000), "reading is the limit");

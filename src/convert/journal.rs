@@ -89,6 +89,7 @@ mod tests {
             digest: format!("sha256:{n:064x}"),
             size: 7,
             diff_id: Some(format!("sha256:{:064x}", n + 1)),
+            zstd: false,
             annotations: BTreeMap::from([(CONVERTED_FROM.to_owned(), format!("recipe {n}"))]),
         };
         let first = journal("oci:a");

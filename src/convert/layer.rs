@@ -7,9 +7,11 @@
 //! Invariants: what is stored under a digest was hashed on its way, the source's blob as well as ours; a blob that is
 //! not finished, for whatever reason, is cancelled.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use anyhow::{Context, ensure};
+use estargz::writer::{Dialect, Target};
 use estargz::{Digest, Format, Limits, VerifiedToc};
 use futures::TryStreamExt;
 use sha2::{Digest as _, Sha256};
@@ -21,7 +23,7 @@ use super::encode::{self, Encoded, Settings};
 use super::media::LayerKind;
 use super::pipe;
 use super::plan::Task;
-use super::rewrite::{CONVERTED_FROM, Change, UNCOMPRESSED_SIZE};
+use super::rewrite::{CONVERTED_FROM, Change};
 use crate::image::{Descriptor, TOC_DIGEST};
 use crate::progress::LayerProgress;
 use crate::toc::{self, Guess};
@@ -52,7 +54,7 @@ pub struct Work<'a> {
     pub earlier: &'a Earlier,
     /// How layers are made.
     pub settings: &'a Settings,
-    /// Whether layers that are eStargz, or were made by an earlier run, are made again.
+    /// Whether layers that are what is wanted, or were made by an earlier run, are made again.
     pub again: Again,
     /// Ends all work.
     pub stop: &'a CancellationToken,
@@ -74,7 +76,7 @@ pub enum Fate {
     Convert,
     /// An earlier run has converted it.
     Earlier(Change),
-    /// It is eStargz.
+    /// It is what is wanted.
     Reuse {
         /// Of its table of contents.
         toc_digest: Digest,
@@ -87,7 +89,7 @@ pub enum Fate {
     Leave(&'static str),
 }
 
-/// Whether the manifest names an eStargz layer's TOC digest.
+/// Whether the manifest names the layer's TOC digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Told {
     /// It does.
@@ -123,6 +125,8 @@ pub struct Done {
     pub missing: Vec<String>,
     /// Entries with names that a table of contents cannot tell.
     pub lossy_names: u64,
+    /// Entries because of which podman would refuse the layer if it were annotated.
+    pub unlike: u64,
 }
 
 impl Work<'_> {
@@ -148,14 +152,38 @@ impl Work<'_> {
                 return Ok(Fate::Earlier(change.clone()));
             }
         }
-        self.reuse(task).await
+        match self.settings.shape.target {
+            Target::EStargz => self.reuse_estargz(task).await,
+            Target::ZstdChunked(dialect) => self.reuse_zstd_chunked(task, dialect).await,
+        }
+    }
+
+    /// Whether the layer is zstd:chunked already, and is named as the dialect names it, so that it can stay.
+    async fn reuse_zstd_chunked(&self, task: &Task, dialect: Dialect) -> anyhow::Result<Fate> {
+        let layer = &task.layer;
+        let named_as = match layer.annotations.contains_key(TOC_DIGEST) {
+            true => Dialect::Stargz,
+            false => Dialect::Podman,
+        };
+        let Some(named) = layer.toc().filter(|_| named_as == dialect) else { return Ok(Fate::Convert) };
+        let limits = Limits::default();
+        let json = match toc::read(self.source, layer, Guess::Lazy, &limits).await? {
+            Ok(json) if json.format() == Format::ZstdChunked => json,
+            Ok(_) | Err(estargz::Error::NotEstargz { .. }) => return Ok(Fate::Convert),
+            Err(error) => return Ok(self.unfit(layer, &error)),
+        };
+        match json.verify(&named.digest, &limits) {
+            Ok(toc) if encode::would_reorder(&toc, &task.first)? => Ok(Fate::Convert),
+            Ok(_) => Ok(Fate::Reuse { toc_digest: named.digest, told: Told::Yes }),
+            Err(error) => Ok(self.unfit(layer, &error)),
+        }
     }
 
     /// Whether the layer is eStargz already, so that it can stay.
-    async fn reuse(&self, task: &Task) -> anyhow::Result<Fate> {
+    async fn reuse_estargz(&self, task: &Task) -> anyhow::Result<Fate> {
         let layer = &task.layer;
         let named = layer.annotations.get(TOC_DIGEST).map(|text| text.parse::<Digest>());
-        let guess = if named.is_some() { Guess::Estargz } else { Guess::Plain };
+        let guess = if named.is_some() { Guess::Lazy } else { Guess::Plain };
         let limits = Limits::default();
         let json = match toc::read(self.source, layer, guess, &limits).await? {
             Ok(json) if json.format() == Format::EStargz => json,
@@ -175,9 +203,9 @@ impl Work<'_> {
         }
     }
 
-    /// An eStargz layer that nobody could mount is converted anew.
+    /// A lazy layer that nobody could mount is converted anew.
     fn unfit(&self, layer: &Descriptor, error: &estargz::Error) -> Fate {
-        tracing::warn!(layer = layer.digest, %error, "the layer looks like eStargz but is not usable as such");
+        tracing::warn!(layer = layer.digest, %error, "the layer looks lazy but is not usable as such");
         Fate::Convert
     }
 
@@ -205,8 +233,14 @@ impl Work<'_> {
     ///
     /// The layer cannot be read, converted or stored, or work was stopped ([`Stopped`]).
     pub async fn perform(&self, task: &Task, fate: Fate, progress: &LayerProgress) -> anyhow::Result<Done> {
-        let done =
-            |change, stored| Done { fate: fate.clone(), change, stored, missing: Vec::new(), lossy_names: 0 };
+        let done = |change, stored| Done {
+            fate: fate.clone(),
+            change,
+            stored,
+            missing: Vec::new(),
+            lossy_names: 0,
+            unlike: 0,
+        };
         Ok(match &fate {
             Fate::Convert => return self.convert(task, progress).await,
             Fate::Earlier(change) => done(Some(change.clone()), Stored::Present),
@@ -269,20 +303,20 @@ impl Work<'_> {
             stored: stored(kept),
             missing: encoded.missing,
             lossy_names: encoded.lossy_names,
+            unlike: encoded.unlike,
         };
         // Converting what was converted so before gives the same bytes; its descriptor then tells everything.
-        let named = layer.annotations.get(TOC_DIGEST) == Some(&encoded.toc_digest);
+        let named =
+            encoded.annotations.is_empty() || layer.toc().is_some_and(|toc| toc.digest == encoded.toc_digest);
         if encoded.digest != layer.digest || !named {
-            let annotations = [
-                (TOC_DIGEST, encoded.toc_digest),
-                (UNCOMPRESSED_SIZE, encoded.uncompressed_size.to_string()),
-                (CONVERTED_FROM, recipe(task, &self.settings.shape)),
-            ];
+            let mut annotations: BTreeMap<_, _> = encoded.annotations.into_iter().collect();
+            annotations.insert(CONVERTED_FROM.to_owned(), recipe(task, &self.settings.shape));
             done.change = Some(Change {
                 digest: encoded.digest,
                 size: encoded.size,
                 diff_id: Some(encoded.diff_id),
-                annotations: annotations.map(|(key, value)| (key.to_owned(), value)).into(),
+                zstd: self.settings.shape.target != Target::EStargz,
+                annotations,
             });
         }
         Ok(done)

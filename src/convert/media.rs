@@ -2,6 +2,8 @@
 //!
 //! Sources: OCI image specification 1.1, media-types.md and layer.md; docker's manifest v2 schema 2.
 
+use estargz::Compression;
+
 /// The type of an OCI manifest.
 pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 /// The type of an OCI config.
@@ -9,6 +11,7 @@ pub const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 
 /// A converted layer's type by family.
 const OCI_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+const OCI_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 const DOCKER_GZIP: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
 
 /// docker's types that mean the same as one of OCI's.
@@ -52,10 +55,11 @@ impl Types {
         }
     }
 
-    /// The type of an eStargz layer made from a layer of type `media_type`: eStargz is gzip.
-    pub fn converted(self, media_type: &str) -> &'static str {
-        match self {
-            Self::Source if media_type.starts_with("application/vnd.docker.") => DOCKER_GZIP,
+    /// The type of a layer made from a layer of type `media_type`. docker's manifests have no layers in zstd.
+    pub fn converted(self, media_type: &str, compression: Compression) -> &'static str {
+        match (self, compression) {
+            (_, Compression::Zstd) => OCI_ZSTD,
+            (Self::Source, _) if media_type.starts_with("application/vnd.docker.") => DOCKER_GZIP,
             _ => OCI_GZIP,
         }
     }
@@ -118,8 +122,9 @@ mod tests {
         ];
         for (media_type, kind, converted) in cases {
             assert_eq!(layer_kind(media_type), kind, "{media_type}");
-            assert_eq!(Types::Source.converted(media_type), converted, "{media_type}");
-            assert_eq!(Types::Oci.converted(media_type), OCI_GZIP, "{media_type}");
+            assert_eq!(Types::Source.converted(media_type, Compression::Gzip), converted, "{media_type}");
+            assert_eq!(Types::Oci.converted(media_type, Compression::Gzip), OCI_GZIP, "{media_type}");
+            assert_eq!(Types::Oci.converted(media_type, Compression::Zstd), OCI_ZSTD, "{media_type}");
         }
     }
 

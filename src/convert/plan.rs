@@ -13,7 +13,7 @@ use futures::future::BoxFuture;
 use super::media::{LayerKind, is_image_config, layer_kind};
 use super::priority::{First, Priorities};
 use super::select::{Wanted, select};
-use crate::image::{Descriptor, Document, INDEX_DEPTH, ImageConfig, Manifest, Platform, TOC_DIGEST, choose};
+use crate::image::{Descriptor, Document, INDEX_DEPTH, ImageConfig, Manifest, Platform, choose};
 use crate::transport::{Raw, Source};
 
 /// Bytes of documents that are kept in memory. Real images have some kilobytes for each platform.
@@ -106,7 +106,7 @@ impl Plan {
                 _ => Vec::new(),
             };
             // One of two may lack the annotation that makes it lazy.
-            let toc = |layer: &Descriptor| layer.annotations.get(TOC_DIGEST).cloned();
+            let toc = |layer: &Descriptor| layer.named_toc_digest().map(str::to_owned);
             let same = |task: &Task| {
                 (&task.layer.digest, &task.first, task.kind) == (&layer.digest, &first, kind)
                     && toc(&task.layer) == toc(&layer)

@@ -2,10 +2,11 @@
 
 use std::fmt;
 
+use estargz::writer::Target;
 use serde::Serialize;
 
 use super::layer::{Done, Fate, Stored};
-use crate::image::{TOC_DIGEST, short};
+use crate::image::short;
 use crate::progress::size;
 
 /// A finished conversion.
@@ -19,6 +20,8 @@ pub struct Report {
     pub digest: String,
     /// What that is.
     pub media_type: String,
+    /// What layers are converted to.
+    pub format: &'static str,
     /// Each manifest.
     pub images: Vec<Image>,
     /// Paths and globs that match nothing in any layer.
@@ -57,9 +60,12 @@ pub struct Layer {
     /// Digest of its contents.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub diff_id: Option<String>,
-    /// Digest of its table of contents, if it is eStargz.
+    /// Digest of its table of contents, as the image names it, if it is lazy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub toc_digest: Option<String>,
+    /// eStargz or zstd:chunked, if it is lazy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<&'static str>,
     /// What became of it.
     pub outcome: Outcome,
     /// Why, where that is not plain.
@@ -70,6 +76,9 @@ pub struct Layer {
     /// Entries with names that are not UTF-8: if there are any, it is not mounted lazily.
     #[serde(skip_serializing_if = "none")]
     pub lossy_names: u64,
+    /// Entries because of which podman would refuse it as zstd:chunked: if there are any, it is an ordinary layer.
+    #[serde(skip_serializing_if = "none")]
+    pub unlike: u64,
 }
 
 fn none(count: &u64) -> bool {
@@ -84,7 +93,7 @@ pub enum Outcome {
     Converted,
     /// It was converted by an earlier run.
     AlreadyConverted,
-    /// It was eStargz.
+    /// It was what is wanted.
     Reused,
     /// It stays as it is.
     Kept,
@@ -92,28 +101,44 @@ pub enum Outcome {
 
 impl Layer {
     /// The layer that was `digest`, `size` bytes long and annotated like this, now that it is done.
-    pub fn new(before: &crate::image::Descriptor, diff_id: Option<&str>, done: &Done) -> Self {
+    pub fn new(
+        before: &crate::image::Descriptor,
+        diff_id: Option<&str>,
+        target: Target,
+        done: &Done,
+    ) -> Self {
         let (outcome, reason) = outcome(&done.fate);
         let change = done.change.as_ref();
-        let toc_digest = match outcome {
-            Outcome::Kept => None,
-            _ => {
-                let ours = change.and_then(|change| change.annotations.get(TOC_DIGEST));
-                ours.or_else(|| before.annotations.get(TOC_DIGEST)).cloned()
-            }
+        let lazy = outcome != Outcome::Kept;
+        let toc = match change {
+            Some(change) => estargz::announced(change.compression(), |key| {
+                change.annotations.get(key).map(String::as_str)
+            }),
+            None => before.toc(),
         };
+        let toc_digest = toc.filter(|_| lazy).map(|toc| toc.digest.to_string());
         Self {
             digest: change.map_or(&before.digest, |change| &change.digest).clone(),
             size: change.map_or(before.size, |change| change.size),
             source_digest: before.digest.clone(),
             source_size: before.size,
             diff_id: diff_id.map(str::to_owned),
+            format: toc_digest.is_some().then(|| name(target)),
             toc_digest,
             outcome,
             reason,
             stored: done.stored,
             lossy_names: done.lossy_names,
+            unlike: done.unlike,
         }
+    }
+}
+
+/// A format's name.
+pub fn name(target: Target) -> &'static str {
+    match target {
+        Target::EStargz => "eStargz",
+        Target::ZstdChunked(_) => "zstd:chunked",
     }
 }
 
@@ -132,7 +157,7 @@ impl fmt::Display for Layer {
         match self.outcome {
             Outcome::Converted => write!(f, "converted, {}", size(self.size))?,
             Outcome::AlreadyConverted => write!(f, "converted before, {}", size(self.size))?,
-            Outcome::Reused => f.write_str("eStargz already")?,
+            Outcome::Reused => write!(f, "{} already", self.format.unwrap_or("lazy"))?,
             Outcome::Kept => f.write_str("kept")?,
         }
         if let Some(reason) = self.reason {
@@ -140,6 +165,8 @@ impl fmt::Display for Layer {
         }
         if self.lossy_names > 0 {
             write!(f, ", but not lazy: {} names are not UTF-8", self.lossy_names)?;
+        } else if self.unlike > 0 {
+            write!(f, ", but not lazy: podman would refuse it for {} of its entries", self.unlike)?;
         }
         match self.stored {
             Stored::Written | Stored::Not => Ok(()),
@@ -184,7 +211,7 @@ mod tests {
     use super::*;
     use crate::convert::layer::Told;
     use crate::convert::rewrite::Change;
-    use crate::image::Descriptor;
+    use crate::image::{Descriptor, TOC_DIGEST};
 
     fn digest(n: u32) -> String {
         format!("sha256:{}", n.to_string().repeat(64))
@@ -207,17 +234,20 @@ mod tests {
         Layer::new(
             &before,
             Some("sha256:d"),
-            &Done { fate, change, stored, missing: Vec::new(), lossy_names: 0 },
+            Target::EStargz,
+            &Done { fate, change, stored, missing: Vec::new(), lossy_names: 0, unlike: 0 },
         )
     }
 
     fn report() -> Report {
-        let toc = [(TOC_DIGEST, "sha256:toc")];
+        let toc_digest = digest(6);
+        let toc = [(TOC_DIGEST, toc_digest.as_str())];
         let change = Change {
             digest: digest(9),
             size: 4 << 20,
             diff_id: None,
-            annotations: [(TOC_DIGEST.to_owned(), "sha256:new".to_owned())].into(),
+            zstd: false,
+            annotations: [(TOC_DIGEST.to_owned(), digest(7))].into(),
         };
         let reused = Fate::Reuse { toc_digest: estargz::Digest::of(b""), told: Told::Yes };
         let layers = vec![
@@ -232,6 +262,7 @@ mod tests {
             destination: "docker://r.example/a:2".to_owned(),
             digest: "sha256:m".to_owned(),
             media_type: "m".to_owned(),
+            format: "eStargz",
             images: vec![Image {
                 platform: Some("linux/amd64".to_owned()),
                 digest: "sha256:m".to_owned(),
@@ -262,16 +293,10 @@ docker://r.example/a:2 sha256:m: 1 of 5 layers converted, 3 were before, 1.2 s";
         let json = serde_json::to_value(report()).unwrap();
         let layers = &json["images"][0]["layers"];
         assert_eq!((&layers[0]["outcome"], &layers[0]["stored"]), (&"converted".into(), &"written".into()));
-        assert_eq!(
-            (&layers[0]["digest"], &layers[0]["toc_digest"]),
-            (&digest(9).into(), &"sha256:new".into())
-        );
+        assert_eq!((&layers[0]["digest"], &layers[0]["toc_digest"]), (&digest(9).into(), &digest(7).into()));
         assert_eq!((&layers[0]["source_digest"], &layers[0]["size"]), (&digest(1).into(), &(4 << 20).into()));
         assert_eq!(layers[1]["outcome"], "already_converted");
-        assert_eq!(
-            (&layers[2]["outcome"], &layers[2]["toc_digest"]),
-            (&"reused".into(), &"sha256:toc".into())
-        );
+        assert_eq!((&layers[2]["outcome"], &layers[2]["toc_digest"]), (&"reused".into(), &digest(6).into()));
         assert_eq!((&layers[4]["reason"], layers[4].get("toc_digest")), (&"not distributable".into(), None));
     }
 }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
+use estargz::Compression;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -15,11 +16,11 @@ use super::select::ATTESTED;
 use crate::image::TOC_DIGEST;
 use crate::transport::Raw;
 
-/// The annotation that tells the size of the decompressed blob, which containers/storage wants to know.
-pub const UNCOMPRESSED_SIZE: &str = "io.containers.estargz.uncompressed-size";
-
 /// The annotation that tells which layer a converted one was made of, and how: see [`super::recipe`].
 pub const CONVERTED_FROM: &str = "io.lazurite.converted-from";
+
+/// The annotation that tells the size of the decompressed blob, which containers/storage wants to know.
+pub const UNCOMPRESSED_SIZE: &str = "io.containers.estargz.uncompressed-size";
 
 /// Annotations that describe the bytes of a blob in the format zstd:chunked, by the start of their names.
 const ZSTD_CHUNKED: [&str; 2] = ["io.containers.zstd-chunked.", "io.github.containers.zstd-chunked."];
@@ -33,6 +34,9 @@ pub struct Change {
     pub size: u64,
     /// The digest of its contents, if it is another than before.
     pub diff_id: Option<String>,
+    /// Whether the blob is compressed with zstd; otherwise with gzip.
+    #[serde(default)]
+    pub zstd: bool,
     /// What is said of it besides.
     pub annotations: BTreeMap<String, String>,
 }
@@ -41,8 +45,19 @@ impl Change {
     /// The layer is the same blob, of which the manifest had not said that it is eStargz.
     pub fn annotated(digest: &str, size: u64, toc_digest: &str) -> Self {
         let annotations = BTreeMap::from([(TOC_DIGEST.to_owned(), toc_digest.to_owned())]);
-        Self { digest: digest.to_owned(), size, diff_id: None, annotations }
+        Self { digest: digest.to_owned(), size, diff_id: None, zstd: false, annotations }
     }
+
+    /// What the blob is compressed with.
+    pub fn compression(&self) -> Compression {
+        if self.zstd { Compression::Zstd } else { Compression::Gzip }
+    }
+}
+
+/// Whether an annotation describes a layer's bytes.
+pub fn is_of_blob(key: &str) -> bool {
+    [TOC_DIGEST, UNCOMPRESSED_SIZE].contains(&key)
+        || ZSTD_CHUNKED.iter().any(|prefix| key.starts_with(prefix))
 }
 
 /// A document that others refer to.
@@ -120,14 +135,15 @@ fn apply(layer: &mut Value, types: Types, change: &Change) -> anyhow::Result<()>
     if layer["digest"] == json!(change.digest) {
         translate(layer, types);
     } else {
-        layer["mediaType"] = json!(types.converted(&before));
+        layer["mediaType"] = json!(types.converted(&before, change.compression()));
         replace(layer, &change.digest, change.size);
         if let Some(object) = layer.as_object_mut() {
             // The addresses of the old blob.
             object.remove("urls");
         }
         if let Some(annotations) = layer["annotations"].as_object_mut() {
-            annotations.retain(|key, _| !ZSTD_CHUNKED.iter().any(|prefix| key.starts_with(prefix)));
+            // They describe the old blob, and podman refuses a layer with those of both kinds.
+            annotations.retain(|key, _| !is_of_blob(key));
         }
     }
     for (key, value) in &change.annotations {

@@ -2,11 +2,16 @@
 
 use std::collections::HashSet;
 
-use estargz::{Digest, Error, Kind, Landmark, Limits, Toc, TocJson};
+use estargz::{Compression, Digest, Error, Kind, Landmark, Limits, Toc, TocJson};
 use serde::Serialize;
 
-/// Bytes around each member: gzip's header and trailer (RFC 1952).
-const FRAME: u64 = 18;
+/// Bytes around each member: gzip's header and trailer (RFC 1952), or zstd's magic, headers of frame and block (RFC 8878).
+fn around(format: estargz::Format) -> u64 {
+    match format.compression() {
+        Compression::Gzip => 18,
+        Compression::Zstd => 12,
+    }
+}
 
 /// What the manifest says of a layer's TOC digest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,6 +72,7 @@ impl Format {
 pub fn format(head: &[u8], tail: &[u8], toc: Option<&TocJson>) -> Format {
     match toc.map(TocJson::format) {
         Some(estargz::Format::EStargz) => return Format::Estargz,
+        Some(estargz::Format::ZstdChunked) => return Format::ZstdChunked,
         Some(_) => return Format::Stargz,
         None => {}
     }
@@ -150,6 +156,9 @@ pub fn lazy(named: &Named, toc: Result<&TocJson, Error>, limits: &Limits) -> Laz
 pub struct Contents {
     /// Digest of the table's JSON.
     pub toc_digest: String,
+    /// Digest of the JSON as it is compressed, by which podman names the table of zstd:chunked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub toc_stored_digest: Option<String>,
     /// Bytes of the JSON.
     pub toc_json_bytes: u64,
     /// Names in the tree, without the root.
@@ -199,6 +208,7 @@ pub fn contents(size: u64, json: &TocJson, toc: &Toc) -> Contents {
     prioritized.sort();
     Contents {
         toc_digest: json.digest().to_string(),
+        toc_stored_digest: json.stored_digest().map(|digest| digest.to_string()),
         toc_json_bytes: count(json.bytes().len()),
         entries: toc.inodes().iter().map(|inode| count(inode.children.len())).sum(),
         files: count(regular().count()),
@@ -208,7 +218,8 @@ pub fn contents(size: u64, json: &TocJson, toc: &Toc) -> Contents {
         landmark,
         prefetch_bytes,
         prioritized: prioritized.into_iter().map(|(_, path)| path).collect(),
-        overhead_bytes: size.saturating_sub(toc.toc_offset()) + FRAME * count(toc.members().len()),
+        overhead_bytes: size.saturating_sub(toc.toc_offset())
+            + around(toc.format()) * count(toc.members().len()),
     }
 }
 

@@ -163,6 +163,9 @@ impl fmt::Display for Contents {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Contents { toc_digest, entries, files, chunks, members, landmark, .. } = self;
         writeln!(f, "    TOC {toc_digest}, {} of JSON", size(self.toc_json_bytes))?;
+        if let Some(digest) = &self.toc_stored_digest {
+            writeln!(f, "    TOC as it is compressed {digest}")?;
+        }
         writeln!(
             f,
             "    {entries} entries, {files} files of {} in {chunks} chunks in {members} members",

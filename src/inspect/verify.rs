@@ -304,7 +304,7 @@ impl<'a> Members<'a> {
         let (specs, with): (Vec<ChunkSpec>, Vec<&Chunk>) =
             chunks.iter().filter_map(|chunk| Some((chunk.spec()?, *chunk))).unzip();
         self.without_digest += (chunks.len() - specs.len()) as u64;
-        match decode_member(&self.bytes, &specs, &self.limits) {
+        match decode_member(self.toc.format().compression(), &self.bytes, &specs, &self.limits) {
             Ok(decoded) => {
                 self.verified += decoded.len() as u64;
                 for (chunk, verified) in with.iter().zip(decoded) {

@@ -28,7 +28,7 @@ use super::labels::LayerLabels;
 use super::report::{Layer, Outcome};
 use super::session::Session;
 use crate::containerd::{refused, said};
-use crate::image::{Descriptor, TOC_DIGEST, short};
+use crate::image::{Descriptor, short};
 use crate::progress::{LayerProgress, Progress};
 
 /// Set by remote snapshotters on what they committed without unpacking.
@@ -109,7 +109,7 @@ pub async fn unpack(
         .iter()
         .zip(image.layers)
         .skip(outcomes.len())
-        .filter(|(_, layer)| !layer.annotations.contains_key(TOC_DIGEST))
+        .filter(|(_, layer)| layer.named_toc_digest().is_none())
         .map(|(download, _)| download.clone());
     // Failures are met again by the layer that waits for the download.
     let ahead = join_all(certain);

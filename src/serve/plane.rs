@@ -20,6 +20,7 @@ pub fn settings(config: &Config, root: &Path, overlay: overlay::Options) -> Plan
     let mut plane = PlaneConfig::new(root);
     plane.opaque = if overlay.userxattr { OpaqueXattr::User } else { OpaqueXattr::Trusted };
     plane.read_deadline = fetch.read_deadline;
+    plane.find_tocs = fetch.find_tocs;
     (plane.prefetch, plane.prefetch_bytes) = match fetch.prefetch {
         Prefetch::Off => (false, 0),
         Prefetch::On { unmarked_bytes } => (true, unmarked_bytes),
@@ -53,6 +54,12 @@ impl FileSystem for Port {
         let root = self.plane.attach(slot, &request(layer, &self.snapshots)?).await;
         let root = root.map_err(|e| AttachError::new(reason(e.reason()), e.to_string()))?;
         Ok(LayerRoot { path: place(slot, root.tree.as_deref()), uid: root.uid, gid: root.gid })
+    }
+
+    async fn find_toc(&self, layer: &LayerRequest) -> Option<String> {
+        let (reference, manifest) = (layer.reference.parse().ok()?, layer.manifest_digest.as_deref()?);
+        let digest = self.plane.find_toc(&reference, &layer.layer_digest, manifest).await?;
+        Some(digest.to_string())
     }
 
     async fn detach(&self, slot: u64) {

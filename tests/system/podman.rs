@@ -315,6 +315,22 @@ fn podman_pushes_zstd_chunked_and_both_generations_pull_it() {
         assert_eq!(other.podman.ok(&["run", "--rm", &reference, "/bin/sh", "-c", LOOK]), SEEN);
     }
     assert_eq!(stand.fetched("chunked", &layers), digests(&layers));
+
+    // With a store neither downloads any of it.
+    stand.registry.take_requests();
+    for release in BOTH {
+        let Some(other) = PodmanStand::new(release) else { return };
+        let store = other.with_store("");
+        other.podman.ok(&["pull", &reference]);
+        assert_eq!(other.podman.ok(&["run", "--rm", &reference, "/bin/sh", "-c", LOOK]), SEEN);
+        if release == PodmanRelease::Five {
+            // The other wants to know how long the tar is, which such an image does not say.
+            let saved = other.dir.path().join("saved.tar").into_os_string().into_string().unwrap();
+            other.podman.ok(&["save", "--quiet", "--output", &saved, &reference]);
+        }
+        assert_eq!(stand.fetched("chunked", &layers), [""; 0], "{release:?}: {}", store.log());
+        other.podman.ok(&["rmi", &reference]);
+    }
 }
 
 /// A file system of ours by its name, whose program answers nothing, and is gone once the file is closed.

@@ -52,6 +52,9 @@ pub(super) struct Entry<'a> {
     pub(super) chunk_size: i64,
     #[serde(borrow)]
     pub(super) chunk_digest: Cow<'a, str>,
+    /// Empty, or `zeros`.
+    #[serde(borrow)]
+    pub(super) chunk_type: Cow<'a, str>,
 }
 
 #[derive(Debug, Default)]

@@ -13,11 +13,12 @@ use super::json::Entry;
 use super::tree::same_path;
 use super::{Chunk, Digests, Member};
 use crate::error::shorten;
-use crate::{Digest, Error, Limits};
+use crate::{Digest, Error, Format, Limits};
 
 /// All files' chunks, collected in the order of the TOC.
 #[derive(Debug)]
 pub(super) struct Payload<'a, 'l> {
+    format: Format,
     toc_offset: u64,
     digests: Digests,
     limits: &'l Limits,
@@ -41,6 +42,7 @@ struct Placed {
     member_offset: u64,
     inner_offset: u64,
     digest: Option<Digest>,
+    zeros: bool,
     /// Index of the member; known when all chunks are.
     member: u32,
 }
@@ -52,8 +54,8 @@ impl Placed {
 }
 
 impl<'a, 'l> Payload<'a, 'l> {
-    pub(super) fn new(toc_offset: u64, digests: Digests, limits: &'l Limits) -> Self {
-        Payload { toc_offset, digests, limits, files: Vec::new(), chunks: Vec::new() }
+    pub(super) fn new(format: Format, toc_offset: u64, digests: Digests, limits: &'l Limits) -> Self {
+        Payload { format, toc_offset, digests, limits, files: Vec::new(), chunks: Vec::new() }
     }
 
     /// Starts the file of a `reg` entry, with its first chunk. Returns the file's number, size and digest.
@@ -123,6 +125,7 @@ impl<'a, 'l> Payload<'a, 'l> {
             member_offset,
             inner_offset,
             digest: digest(entry, "chunkDigest", &entry.chunk_digest)?,
+            zeros: self.format == Format::ZstdChunked && entry.chunk_type == "zeros",
             member: 0,
         };
         if let Some(last) = self.chunks[file.chunks.clone()].last()
@@ -212,8 +215,8 @@ impl<'a, 'l> Payload<'a, 'l> {
     /// The chunks of a file as those of `inode`.
     pub(super) fn chunks(&self, file: u32, inode: u32) -> impl Iterator<Item = Chunk> {
         self.chunks[self.files[file as usize].chunks.clone()].iter().map(move |chunk| {
-            let &Placed { file_offset, size, inner_offset, digest, member, .. } = chunk;
-            Chunk { inode, file_offset, size, member, inner_offset, digest }
+            let &Placed { file_offset, size, inner_offset, digest, zeros, member, .. } = chunk;
+            Chunk { inode, file_offset, size, member, inner_offset, digest, zeros }
         })
     }
 }

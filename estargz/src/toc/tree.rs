@@ -32,7 +32,7 @@ const ROOT: u32 = 0;
 
 /// Parses and normalises `json`.
 pub(super) fn build(json: &TocJson, digests: Digests, limits: &Limits) -> Result<Toc, Error> {
-    let mut tree = Tree::new(Payload::new(json.toc_offset, digests, limits), limits);
+    let mut tree = Tree::new(Payload::new(json.format, json.toc_offset, digests, limits), limits);
     json::read(&json.bytes, |entry| tree.push(entry))?;
     let members = tree.payload.finish()?;
     let landmark = tree.take_landmarks()?;

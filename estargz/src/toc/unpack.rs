@@ -1,8 +1,9 @@
-//! The wrapping of a TOC: a gzip member that holds a tar with the single entry `stargz.index.json`.
+//! The wrapping of a TOC: a gzip member that holds a tar with the single entry `stargz.index.json`, or a zstd frame of
+//! which is known how much it holds.
 
 use std::borrow::Cow;
 
-use crate::inflate::{Fault, Inflate};
+use crate::inflate::{self, Compression, Fault, Inflate, Whole};
 use crate::{Error, Limits};
 
 const NAME: &[u8] = b"stargz.index.json";
@@ -10,18 +11,18 @@ const NAME: &[u8] = b"stargz.index.json";
 /// Deflate cannot do better: 258 bytes from two bits.
 const MAX_RATIO: u64 = 1032;
 
-/// Returns the JSON. `member` is the TOC member, perhaps with bytes behind it; `toc_offset` is for messages.
+/// Returns the JSON of a gzip member. `member` is the TOC member, perhaps with bytes behind it; `toc_offset` is for messages.
 ///
 /// The size that the tar claims is checked against the limit and against what `member` can hold at all before
 /// it is allocated. Nothing behind the JSON is decoded.
-pub(super) fn unpack(toc_offset: u64, member: &[u8], limits: &Limits) -> Result<Vec<u8>, Error> {
+pub(super) fn gzip(toc_offset: u64, member: &[u8], limits: &Limits) -> Result<Vec<u8>, Error> {
     let bad = |why: Cow<'static, str>| Error::BadToc { offset: toc_offset, why };
     let fault = |fault| match fault {
         Fault::Truncated => bad("its gzip stream is cut off".into()),
         Fault::Corrupt(why) => bad(format!("its gzip stream is broken: {why}").into()),
     };
 
-    let mut stream = Inflate::new(member);
+    let mut stream = Inflate::new(Compression::Gzip, member).map_err(fault)?;
     let mut header = [0; 512];
     stream.read(&mut header).map_err(fault)?;
     let size = entry_size(&header).map_err(|why| bad(why.into()))?;
@@ -37,6 +38,20 @@ pub(super) fn unpack(toc_offset: u64, member: &[u8], limits: &Limits) -> Result<
     let mut json = vec![0; size];
     stream.read(&mut json).map_err(fault)?;
     Ok(json)
+}
+
+/// Returns the JSON of `size` bytes that `frames` are. `toc_offset` is for messages.
+///
+/// The size is within the limits already; no more than that is allocated, and no more than the frames' headers ask for.
+pub(super) fn zstd(toc_offset: u64, frames: &[u8], size: u64) -> Result<Vec<u8>, Error> {
+    let bad = |why: Cow<'static, str>| Error::BadToc { offset: toc_offset, why };
+    match inflate::members(Compression::Zstd, frames, size) {
+        Ok(json) if json.len() as u64 == size => Ok(json),
+        Ok(json) => Err(bad(format!("it holds {} bytes instead of the announced {size}", json.len()).into())),
+        Err(Whole::Limit) => Err(bad(format!("it holds more than the announced {size} bytes").into())),
+        Err(Whole::Fault(Fault::Truncated)) => Err(bad("its zstd frame is cut off".into())),
+        Err(Whole::Fault(Fault::Corrupt(why))) => Err(bad(format!("its zstd frame is broken: {why}").into())),
+    }
 }
 
 /// Size of the entry that a tar header announces, if it is the TOC's.
@@ -75,7 +90,7 @@ mod tests {
     const AT: u64 = 77;
 
     fn unpack(member: &[u8]) -> Result<Vec<u8>, Error> {
-        super::unpack(AT, member, &Limits::default())
+        super::gzip(AT, member, &Limits::default())
     }
 
     /// A member whose tar header was edited.
@@ -162,5 +177,27 @@ mod tests {
         assert!(matches!(over, Error::Limit { value, limit: l, .. } if value == limit + 1 && l == limit));
         let unbelievable = unpack(&claim(limit)).unwrap_err();
         assert!(unbelievable.to_string().contains("cannot hold"), "{unbelievable}");
+    }
+
+    #[test]
+    fn a_frame_holds_as_much_as_was_said() {
+        let json = noise(100_000);
+        let frame = fixture::zstd(&json);
+        assert_eq!(zstd(AT, &frame, 100_000).unwrap(), json);
+        let bomb = fixture::zstd(&vec![0; 64 << 20]);
+        for (expected, frame, size) in [
+            ("more than", &frame[..], 99_999),
+            ("instead of", &frame, 100_001),
+            ("instead of", &frame, u64::MAX),
+            ("more than", &bomb, 1000),
+            ("broken", &frame[..5000], 100_000),
+            ("broken", b"not zstd at all", 10),
+            ("cut off", b"", 10),
+        ] {
+            match zstd(AT, frame, size).unwrap_err() {
+                Error::BadToc { offset: AT, why } => assert!(why.contains(expected), "{why}: {expected}"),
+                other => panic!("{other}: {expected}"),
+            }
+        }
     }
 }

@@ -12,13 +12,19 @@
 //! - After [`MAX_HEADERS`] without a chunk a member ends all the same, and one without chunks begins. The table of
 //!   contents does not name it; it only keeps a million empty files out of memory, and on all cores.
 //! - A landmark always starts a member, because its offset is the end of what is worth prefetching.
+//!
+//! For podman's zstd:chunked the tar-split is made here too, where the tar passes in order.
 
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
 
+use super::order::clean;
 use super::pipeline::Feed;
+use super::split::{Split, Splitter};
 use super::tar::{self, BLOCK, Header};
 use super::toc::{self, Describer};
-use super::{Error, Observer, Options};
+use super::{Dialect, Error, Observer, Options, Target};
 
 /// Bytes of headers after which a member ends without a chunk.
 const MAX_HEADERS: usize = 1 << 20;
@@ -73,6 +79,8 @@ pub(super) struct Counts {
     pub(super) chunks: u64,
     /// Entries with a name that the table of contents cannot tell.
     pub(super) lossy_names: u64,
+    /// Entries that podman would not find the same in table of contents and tar-split.
+    pub(super) unlike: u64,
 }
 
 /// Takes entries, gives members.
@@ -84,14 +92,20 @@ pub(super) struct Cutter<'a> {
     /// The open member.
     member: Member,
     describer: Describer,
+    splitter: Option<Splitter>,
+    /// Hashes of the names so far, if there is a tar-split, which must have none twice.
+    names: HashSet<u64>,
     counts: Counts,
 }
 
 impl<'a> Cutter<'a> {
-    pub(super) fn new(options: &Options, feed: Feed, observer: &'a dyn Observer) -> Self {
-        let &Options { chunk_size, min_chunk_size, .. } = options;
-        let (member, describer, counts) = Default::default();
-        Cutter { chunk_size, min_chunk_size, observer, feed, member, describer, counts }
+    pub(super) fn new(options: &Options, feed: Feed, observer: &'a dyn Observer) -> Result<Self, Error> {
+        let &Options { target, chunk_size, min_chunk_size, level, .. } = options;
+        let splits = target == Target::ZstdChunked(Dialect::Podman);
+        let splitter = splits.then(|| Splitter::new(level)).transpose()?;
+        let describer = Describer::new(target);
+        let (member, names, counts) = Default::default();
+        Ok(Cutter { chunk_size, min_chunk_size, observer, feed, member, describer, splitter, names, counts })
     }
 
     /// Adds an entry, whose content comes from `tar`.
@@ -103,11 +117,23 @@ impl<'a> Cutter<'a> {
         let row = self.describer.describe(entry)?;
         self.counts.entries += 1;
         self.counts.lossy_names += u64::from(row.is_lossy());
+        if self.splitter.is_some() {
+            let mut hasher = DefaultHasher::new();
+            clean(&entry.name).hash(&mut hasher);
+            let unlike = row.is_lossy() || entry.has_spare_fields || !self.names.insert(hasher.finish());
+            self.counts.unlike += u64::from(unlike);
+        }
         self.header(&entry.header)?;
+        if let Some(splitter) = &mut self.splitter {
+            splitter.headers(&entry.header)?;
+        }
         if entry.size == 0 {
             self.member.rows.push(Row { entry: row, has_chunk: false });
         } else {
             self.file(row, tar)?;
+        }
+        if let Some(splitter) = &mut self.splitter {
+            splitter.entry(&entry.name, entry.size, padding(entry.size))?;
         }
         self.observer.entry();
         Ok(())
@@ -128,10 +154,19 @@ impl<'a> Cutter<'a> {
         Ok(())
     }
 
-    /// Ends the last member.
-    pub(super) fn finish(mut self) -> Result<Counts, Error> {
+    /// Ends the last member. `end` is how many zero bytes end the archive, if that is in a member: in eStargz it is not.
+    pub(super) fn finish(mut self, end: u64) -> Result<(Counts, Option<Split>), Error> {
+        if self.describer.target() != Target::EStargz {
+            let mut left = end;
+            while left > 0 {
+                let zeros = left.min(MAX_HEADERS as u64);
+                self.header(&vec![0; zeros as usize])?;
+                left -= zeros;
+            }
+        }
         self.close()?;
-        Ok(self.counts)
+        let split = self.splitter.map(|splitter| splitter.finish(end)).transpose()?;
+        Ok((self.counts, split))
     }
 
     fn file(&mut self, row: toc::Entry, tar: &mut tar::Reader<impl std::io::Read>) -> Result<(), Error> {
@@ -149,6 +184,9 @@ impl<'a> Cutter<'a> {
             let chunk_size = if len == self.chunk_size { len } else { 0 };
             let start = self.start_chunk(len, toc::Entry { chunk_offset, chunk_size, ..row })?;
             tar.read(len, &mut self.member.bytes)?;
+            if let Some(splitter) = &mut self.splitter {
+                splitter.content(&self.member.bytes[start..]);
+            }
             self.end_chunk(start, part);
             self.counts.chunks += 1;
             chunk_offset += len;
@@ -186,8 +224,7 @@ impl<'a> Cutter<'a> {
 
     /// Fills up the last block of a payload of `size` bytes.
     fn pad(&mut self, size: u64) {
-        let padding = (size.next_multiple_of(BLOCK as u64) - size) as usize;
-        self.member.bytes.resize(self.member.bytes.len() + padding, 0);
+        self.member.bytes.resize(self.member.bytes.len() + padding(size), 0);
     }
 
     fn close(&mut self) -> Result<(), Error> {
@@ -196,4 +233,9 @@ impl<'a> Cutter<'a> {
         }
         self.feed.send(std::mem::take(&mut self.member))
     }
+}
+
+/// Bytes that fill the last block of a payload of `size` bytes.
+fn padding(size: u64) -> usize {
+    (size.next_multiple_of(BLOCK as u64) - size) as usize
 }

@@ -47,6 +47,11 @@ impl<'o, R: Read> Input<'o, R> {
         };
         Ok(Input { decoder, offset: 0 })
     }
+
+    /// Whether it is compressed with zstd.
+    pub(super) fn is_zstd(&self) -> bool {
+        matches!(self.decoder, Decoder::Zstd(_))
+    }
 }
 
 impl<R: Read> Read for Input<'_, R> {

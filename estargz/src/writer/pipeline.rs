@@ -1,7 +1,7 @@
 //! The machine around the writer: who works on a member at what time.
 //!
 //! ```text
-//!                     +-> pack (as many threads as asked for): gzip, sha256 of chunks --+
+//!                     +-> pack (as many threads as asked for): compress, sha256 of chunks +
 //! caller's thread ----+                                                                 +-> emit: order, write,
 //! parse, cut members  +-> hash: sha256 of the whole, of files of several chunks --------+   sha256 of blob, TOC
 //! ```
@@ -23,8 +23,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::cut::{Chunk, Member, Part, Row};
 use super::emit::Emitter;
-use super::pack::Packer;
-use super::{Error, Level, Options};
+use super::pack::{Bytes, Packer};
+use super::{Error, Options};
 use crate::Digest;
 
 /// What a member costs beside its bytes: allocations, rows, queues. Generous, so that a layer of tiny files does not
@@ -44,7 +44,7 @@ pub(super) fn run<'a, W: Write + Send, T>(
     emitter: Emitter<'a, W>,
     produce: impl FnOnce(Feed) -> Result<T, Error>,
 ) -> Result<(T, Emitter<'a, W>, Sha256), Error> {
-    let &Options { threads, chunk_size, level, .. } = options;
+    let &Options { threads, chunk_size, .. } = options;
     thread::scope(|scope| {
         let (jobs, queue) = mpsc::channel();
         let (contents, hashed) = mpsc::channel();
@@ -54,7 +54,7 @@ pub(super) fn run<'a, W: Write + Send, T>(
         let queue = Arc::new(Mutex::new(queue));
         for number in 0..threads.get() {
             let (queue, done) = (Arc::clone(&queue), done.clone());
-            spawn(scope, format!("pack-{number}"), move || pack(&queue, &done, level))?;
+            spawn(scope, format!("pack-{number}"), move || pack(&queue, &done, options))?;
         }
         // The packers alone keep the queue: it must go with the last of them.
         drop((queue, done));
@@ -128,6 +128,11 @@ pub(super) struct Content {
 }
 
 impl Content {
+    /// Whether a chunk's bytes are all zero.
+    pub(super) fn is_zero(&self, chunk: &Chunk) -> bool {
+        self.bytes[chunk.range.clone()].iter().all(|byte| *byte == 0)
+    }
+
     /// Bytes of the member, decompressed.
     pub(super) fn len(&self) -> u64 {
         self.bytes.len() as u64
@@ -146,23 +151,24 @@ struct Job {
 pub(super) struct Packed {
     /// Its place in the blob: members are numbered from 0.
     pub(super) number: u64,
-    pub(super) gzip: Vec<u8>,
+    pub(super) packed: Bytes,
     /// Digests of its chunks.
     pub(super) digests: Vec<Digest>,
     pub(super) rows: Vec<Row>,
     pub(super) content: Arc<Content>,
 }
 
-fn pack(queue: &Mutex<Receiver<Job>>, done: &Sender<Packed>, level: Level) {
-    let mut packer = Packer::new(level);
+fn pack(queue: &Mutex<Receiver<Job>>, done: &Sender<Packed>, options: &Options) {
+    let mut packer = Packer::new(options);
     loop {
         // Who waits for a job holds the lock; the others wait for the lock instead.
         let job = lock(queue).recv();
         let Ok(Job { number, content, rows }) = job else { return };
-        let gzip = packer.gzip(&content.bytes);
+        let first_chunk = content.chunks.first().map_or(0, |chunk| chunk.range.end);
+        let packed = packer.member(&content.bytes, first_chunk);
         let digests =
             content.chunks.iter().map(|chunk| Digest::of(&content.bytes[chunk.range.clone()])).collect();
-        if done.send(Packed { number, gzip, digests, rows, content }).is_err() {
+        if done.send(Packed { number, packed, digests, rows, content }).is_err() {
             return;
         }
     }

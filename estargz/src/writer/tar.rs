@@ -8,10 +8,10 @@
 //! - extended attributes are `SCHILY.xattr.*` records;
 //! - links, devices, directories and pipes have no contents, whatever their size field says.
 //!
-//! Everything else is refused rather than guessed: an archive must end in a zero block, an extension must be followed
-//! by its entry, type flags must be known. Header blocks are handed on byte for byte, so that what the table of
-//! contents cannot say (names that are not UTF-8, access times, foreign records) stays in the tar. Only the headers
-//! of sparse files are made anew, as those of the same file without holes.
+//! Everything else is refused rather than guessed: an archive must end in a zero block (unless its end is known by other
+//! means), an extension must be followed by its entry, type flags must be known. Header blocks are handed on byte for
+//! byte, so that what the table of contents cannot say (names that are not UTF-8, access times, foreign records) stays in
+//! the tar. Only the headers of sparse files are made anew, as those of the same file without holes.
 //!
 //! | module | owns |
 //! |---|---|
@@ -43,6 +43,9 @@ use sparse::{Piece, Sparse};
 /// Largest extension (pax records, a long name) in bytes. Go reads no larger ones.
 const MAX_EXTENSION: u64 = 1 << 20;
 
+/// Bytes that end an archive: two zero blocks.
+pub(super) const END: u64 = 2 * BLOCK as u64;
+
 /// A tar as a stream of entries. Reads the input in any small pieces: it should be buffered.
 pub(crate) struct Reader<R> {
     input: R,
@@ -51,6 +54,10 @@ pub(crate) struct Reader<R> {
     /// Name of the last entry, for messages.
     name: Vec<u8>,
     content: Content,
+    /// Whether it may end where an entry could begin, without zero blocks.
+    may_just_end: bool,
+    /// Zero bytes at the end, once that was reached.
+    end: u64,
 }
 
 /// What is left of the current entry.
@@ -69,7 +76,24 @@ struct Content {
 impl<R: Read> Reader<R> {
     /// Reads `input` from where it stands, which must be the start of an entry.
     pub(crate) fn new(input: R) -> Self {
-        Reader { input, position: 0, name: Vec::new(), content: Content::default() }
+        Reader {
+            input,
+            position: 0,
+            name: Vec::new(),
+            content: Content::default(),
+            may_just_end: false,
+            end: 0,
+        }
+    }
+
+    /// The same, but of a tar whose end is known otherwise, so that it need not have one of its own.
+    pub(super) fn that_may_just_end(input: R) -> Self {
+        Reader { may_just_end: true, ..Self::new(input) }
+    }
+
+    /// Zero bytes with which the archive ends, usually more than the two blocks that have to be; these at least.
+    pub(super) fn end_size(&self) -> u64 {
+        self.end.max(END)
     }
 
     /// Bytes read so far. Between entries, and before anything of the content is read, that is where headers end.
@@ -95,7 +119,14 @@ impl<R: Read> Reader<R> {
         self.skip()?;
         let mut extensions = Extensions::default();
         loop {
-            let block = self.block()?;
+            let mut block = [0; BLOCK];
+            let read = self.fill(&mut block)?;
+            if read == 0 && self.may_just_end && extensions.blocks.is_empty() {
+                return Ok(None);
+            }
+            if read < BLOCK as u64 {
+                return Err(self.truncated());
+            }
             if block == [0; BLOCK] {
                 if !extensions.blocks.is_empty() {
                     return Err(self.bad("the archive ends behind an extension header, before its entry"));
@@ -227,12 +258,14 @@ impl<R: Read> Reader<R> {
     /// checksums of a compressed input come last, and dropped, as every tar program does.
     fn end(&mut self) -> Result<(), Error> {
         let mut block = [0; BLOCK];
-        self.fill(&mut block)?;
+        let second = self.fill(&mut block)?;
         if block != [0; BLOCK] {
             return Err(self.bad("a single zero block between entries"));
         }
-        let rest = io::copy(&mut self.input, &mut io::sink());
+        let mut zeros = Zeros { count: 0, ended: false };
+        let rest = io::copy(&mut self.input, &mut zeros);
         self.position += rest.map_err(|error| self.fault(error))?;
+        self.end = BLOCK as u64 + second + zeros.count;
         Ok(())
     }
 
@@ -286,5 +319,26 @@ impl<R: Read> Reader<R> {
         // The block was read.
         let offset = self.position.saturating_sub(BLOCK as u64);
         Error::BadTar { offset, entry: show(&self.name), why: why.into() }
+    }
+}
+
+/// Counts the zero bytes at the beginning of what is written to it.
+struct Zeros {
+    count: u64,
+    ended: bool,
+}
+
+impl io::Write for Zeros {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if !self.ended {
+            let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
+            self.count += zeros as u64;
+            self.ended = zeros < bytes.len();
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }

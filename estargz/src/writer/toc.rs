@@ -1,8 +1,11 @@
-//! The table of contents on its way out: entries become JSON one by one, the JSON a tar.
+//! The table of contents on its way out: entries become JSON one by one, the JSON of eStargz a tar.
 //!
 //! Keys, their order and when they are left out are those of the format's first writer (containerd/stargz-snapshotter,
 //! `estargz/types.go`). Two things are said otherwise, which every reader understands: the document is not indented,
 //! and times keep their fraction where the tar has one, instead of being rounded to seconds.
+//!
+//! In podman's dialect of zstd:chunked it is what containers/storage compares with the tar's headers, entry by entry
+//! (`pkg/chunked/internal/minimal/compression.go`): with all three times and without names of owners.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,7 +14,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 
 use super::tar::{self, BLOCK, Header, Kind};
-use super::{Error, TOC_NAME};
+use super::{Dialect, Error, TOC_NAME, Target};
 use crate::{Digest, Limits, Timestamp};
 
 /// One entry of the JSON.
@@ -25,6 +28,11 @@ pub(super) struct Entry {
     pub(super) size: u64,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(super) modtime: String,
+    /// Of last access. This, the next, the end and the type of chunks are told in podman's dialect only.
+    #[serde(rename = "accesstime", skip_serializing_if = "String::is_empty")]
+    pub(super) access_time: String,
+    #[serde(rename = "changetime", skip_serializing_if = "String::is_empty")]
+    pub(super) change_time: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(super) link_name: String,
     #[serde(skip_serializing_if = "is_zero")]
@@ -40,6 +48,9 @@ pub(super) struct Entry {
     /// Blob offset of the member.
     #[serde(skip_serializing_if = "is_zero")]
     pub(super) offset: u64,
+    /// Blob offset at which the frame of the file's last chunk ends.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(super) end_offset: u64,
     /// Offset in the decompressed member.
     #[serde(skip_serializing_if = "is_zero")]
     pub(super) inner_offset: u64,
@@ -54,11 +65,14 @@ pub(super) struct Entry {
     pub(super) digest: Option<Digest>,
     #[serde(skip_serializing_if = "is_zero")]
     pub(super) chunk_offset: u64,
-    /// Given for all chunks but a shorter last one.
+    /// Given for all chunks but a shorter last one; by podman for all if there are several.
     #[serde(skip_serializing_if = "is_zero")]
     pub(super) chunk_size: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) chunk_digest: Option<Digest>,
+    /// Whether the chunk is nothing but `zeros`.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub(super) chunk_type: &'static str,
 }
 
 fn is_zero(value: &u64) -> bool {
@@ -80,13 +94,24 @@ impl Entry {
 }
 
 /// Describes entries, one after the other: the name of an owner is given only where it changes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Describer {
+    target: Target,
     users: HashMap<u32, Vec<u8>>,
     groups: HashMap<u32, Vec<u8>>,
 }
 
 impl Describer {
+    pub(super) fn new(target: Target) -> Self {
+        let (users, groups) = Default::default();
+        Describer { target, users, groups }
+    }
+
+    /// Whose table it is.
+    pub(super) fn target(&self) -> Target {
+        self.target
+    }
+
     /// Everything of an entry but its chunks and, unless it is empty, a file's digest.
     pub(super) fn describe(&mut self, entry: &tar::Entry) -> Result<Entry, Error> {
         let kind = match entry.kind {
@@ -100,6 +125,15 @@ impl Describer {
         };
         let outside = || Error::entry(&entry.name, "its modification time lies outside the years 0 to 9999");
         let is_empty_file = entry.kind == Kind::Regular && entry.size == 0;
+        let podman = self.target == Target::ZstdChunked(Dialect::Podman);
+        let [access_time, change_time] = entry.other_times.map(|time| match time {
+            Some(time) if podman => rfc3339(time).unwrap_or_default(),
+            _ => String::new(),
+        });
+        let owner = |last: &mut HashMap<u32, Vec<u8>>, id, name: &[u8]| match podman {
+            true => String::new(),
+            false => if_changed(last, id, name),
+        };
         Ok(Entry {
             name: text(&entry.name),
             kind,
@@ -109,12 +143,14 @@ impl Describer {
             mode: entry.mode,
             uid: entry.uid.into(),
             gid: entry.gid.into(),
-            user_name: if_changed(&mut self.users, entry.uid, &entry.user),
-            group_name: if_changed(&mut self.groups, entry.gid, &entry.group),
+            access_time,
+            change_time,
+            user_name: owner(&mut self.users, entry.uid, &entry.user),
+            group_name: owner(&mut self.groups, entry.gid, &entry.group),
             dev_major: entry.device.0.into(),
             dev_minor: entry.device.1.into(),
             xattrs: entry.xattrs.iter().map(|(name, value)| (text(name), STANDARD.encode(value))).collect(),
-            digest: is_empty_file.then(|| Digest::of(b"")),
+            digest: (is_empty_file && !podman).then(|| Digest::of(b"")),
             ..Entry::default()
         })
     }
@@ -171,7 +207,7 @@ fn civil(days: i64) -> (i64, i64, i64) {
     if month < 10 { (era * 400 + year, month + 3, day) } else { (era * 400 + year + 1, month - 9, day) }
 }
 
-/// The TOC's tar under construction: room for the header, then the JSON.
+/// The TOC under construction: room for the header of a tar, then the JSON.
 #[derive(Debug)]
 pub(super) struct Toc {
     tar: Vec<u8>,
@@ -207,8 +243,19 @@ impl Toc {
         Ok(())
     }
 
+    /// The JSON, which names the tar-split by the digest of its compressed form.
+    pub(super) fn into_json(mut self, tar_split: Option<Digest>) -> Vec<u8> {
+        self.tar.extend_from_slice(b"\n]");
+        if let Some(digest) = tar_split {
+            self.tar.extend_from_slice(format!(",\"tarSplitDigest\":\"{digest}\"").as_bytes());
+        }
+        self.tar.extend_from_slice(b"}\n");
+        self.tar.drain(..BLOCK);
+        self.tar
+    }
+
     /// The tar, and digest and size of the JSON in it.
-    pub(super) fn finish(mut self) -> (Vec<u8>, Digest, u64) {
+    pub(super) fn into_tar(mut self) -> (Vec<u8>, Digest, u64) {
         self.tar.extend_from_slice(b"\n]}\n");
         let json = &self.tar[BLOCK..];
         let (digest, size) = (Digest::of(json), json.len() as u64);
@@ -320,7 +367,7 @@ mod tests {
             ..Entry::chunk("f".to_owned())
         };
         toc.push(&full).unwrap();
-        let (tar, digest, size) = toc.finish();
+        let (tar, digest, size) = toc.into_tar();
         let empty = Digest::of(b"");
         let json = format!(
             concat!(
@@ -338,7 +385,7 @@ mod tests {
         assert_eq!(str::from_utf8(&tar[BLOCK..][..size as usize]), Ok(&*json));
         assert_eq!(digest, Digest::of(json.as_bytes()));
         assert!(tar.len() % BLOCK == 0 && tar.ends_with(&[0; 2 * BLOCK]));
-        let (empty, _, size) = Toc::new().finish();
+        let (empty, _, size) = Toc::new().into_tar();
         assert_eq!(&empty[BLOCK..][..size as usize], b"{\"version\":1,\"entries\":[\n]}\n");
     }
 }

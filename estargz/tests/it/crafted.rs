@@ -1,5 +1,6 @@
 //! Blobs that want to do harm.
 
+use estargz::Compression::Gzip;
 use estargz::{Error, Kind, Limits, decode_member};
 use flate2::{Compress, Compression, FlushCompress};
 use serde_json::{Value, json};
@@ -112,13 +113,14 @@ fn member_bombs_are_not_inflated() {
     let bomb = bomb(b"x", 1024);
     let spec =
         |inner_offset, size| estargz::ChunkSpec { inner_offset, size, digest: estargz::Digest::of(b"x") };
-    let (result, peak) = alloc::peak(|| decode_member(&bomb, &[spec(0, 1)], &Limits::default()));
+    let (result, peak) = alloc::peak(|| decode_member(Gzip, &bomb, &[spec(0, 1)], &Limits::default()));
     assert_eq!(result.unwrap()[0].data(), "x");
     assert!(peak < 128 << 10, "{peak}");
-    let (result, peak) = alloc::peak(|| decode_member(&bomb, &[spec(20 << 20, 100)], &Limits::default()));
+    let (result, peak) =
+        alloc::peak(|| decode_member(Gzip, &bomb, &[spec(20 << 20, 100)], &Limits::default()));
     assert!(matches!(result, Err(Error::ChunkDigestMismatch { .. })));
     assert!(peak < 128 << 10, "{peak}");
-    let (result, _) = alloc::peak(|| decode_member(&bomb, &[spec(1 << 30, 1)], &Limits::default()));
+    let (result, _) = alloc::peak(|| decode_member(Gzip, &bomb, &[spec(1 << 30, 1)], &Limits::default()));
     assert!(matches!(result, Err(Error::Limit { .. })));
 }
 
@@ -238,7 +240,7 @@ fn forgeries_do_not_verify() {
         let chunk = toc.chunks()[inode.chunks.start as usize];
         let member = toc.members()[chunk.member as usize];
         let bytes = &forged.blob[member.offset as usize..member.end as usize];
-        decode_member(bytes, &[chunk.spec().unwrap()], &limits)
+        decode_member(Gzip, bytes, &[chunk.spec().unwrap()], &limits)
     };
     assert!(matches!(decode("etc/passwd"), Err(Error::ChunkDigestMismatch { .. })));
     assert!(decode("big").is_ok());

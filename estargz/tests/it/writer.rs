@@ -10,6 +10,8 @@ mod model;
 mod order;
 #[path = "writer/tools.rs"]
 mod tools;
+#[path = "writer/zstd.rs"]
+mod zstd_chunked;
 
 use std::io::{Cursor, Read, Write};
 

@@ -194,6 +194,7 @@ fn resumed(
         .kept()
         .inspect_err(|error| tracing::warn!(%error, "cannot ask who keeps the mount"))
         .ok()??;
+    let agreement = kept.agreement.clone();
     let mounted =
         entries_of(mountpoint).is_ok_and(|all| all.iter().any(|dev| dev == kept.agreement.device()));
     let why = match (mounted, handover::is_alive(&kept.device)) {
@@ -206,6 +207,10 @@ fn resumed(
     };
     tracing::warn!(mount = %mountpoint.display(), why, "the mount that was kept cannot be used; mounting anew");
     keeper.forget();
+    // It may be somewhere else, where it would be dead now.
+    if let Err(error) = let_go(&agreement) {
+        tracing::warn!(%error, "a mount that was kept cannot be detached");
+    }
     None
 }
 

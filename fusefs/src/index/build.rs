@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use estargz::{Kind, Timestamp, Toc};
+use estargz::{Compression, Kind, Timestamp, Toc};
 
 use super::{
     ChunkRecord, Data, EntryRecord, ImpliedRecord, IndexError, MemberRecord, NodeRecord, XattrRecord,
@@ -158,6 +158,7 @@ pub(super) fn build(toc: &Toc, toc_digest: [u8; 32]) -> Result<Data, IndexError>
                 node: c.inode,
                 member: c.member + headers,
                 digest: *digest.as_bytes(),
+                zeros: c.zeros,
             })
         })
         .collect::<Result<Vec<_>, IndexError>>()?;
@@ -172,6 +173,7 @@ pub(super) fn build(toc: &Toc, toc_digest: [u8; 32]) -> Result<Data, IndexError>
     }
     Ok(Data {
         toc_digest,
+        zstd: toc.format().compression() == Compression::Zstd,
         toc_offset: toc.toc_offset(),
         prefetch_end: prefetch_end(toc),
         nodes,

@@ -44,7 +44,7 @@ fn layer(layer: &ManifestLayer, diff_id: &str, number: &mut impl FnMut() -> u32)
     Some(LayerRecord {
         blob_digest: layer.digest.clone(),
         blob_size: layer.size,
-        toc_digest: layer.toc_digest?.to_string(),
+        toc_digest: layer.toc_digest()?.to_string(),
         diff_id: diff_id.to_owned(),
         diff_size: layer.diff_size.filter(|size| *size <= SIZE),
         estimated_size: None,
@@ -77,14 +77,14 @@ pub fn add(
     let mut seen: HashMap<String, u32> = HashMap::new();
     for layer in &image.layers {
         *seen.entry(layer.digest.clone()).or_default() += 1;
-        if let Some(digest) = layer.toc_digest {
+        if let Some(digest) = layer.toc_digest() {
             *seen.entry(digest.to_string()).or_default() += 1;
         }
     }
     let is_once = |digest: &str| seen.get(digest) == Some(&1);
     let mut below: Vec<usize> = Vec::new();
     for (described, diff_id) in image.layers.iter().zip(diff_ids) {
-        let Some(toc_digest) = described.toc_digest.map(|digest| digest.to_string()) else { continue };
+        let Some(toc_digest) = described.toc_digest().map(|digest| digest.to_string()) else { continue };
         if !is_once(&described.digest) || !is_once(&toc_digest) {
             continue;
         }
@@ -107,6 +107,8 @@ pub fn add(
 
 #[cfg(test)]
 mod tests {
+    use estargz::Announced;
+
     use super::*;
 
     fn digest(letter: char) -> String {
@@ -117,7 +119,7 @@ mod tests {
         ManifestLayer {
             digest: digest(blob),
             size: 10,
-            toc_digest: toc.map(|toc| digest(toc).parse().unwrap()),
+            toc: toc.map(|toc| Announced { digest: digest(toc).parse().unwrap(), position: None }),
             media_type: "application/vnd.oci.image.layer.v1.tar+gzip".to_owned(),
             diff_size: None,
         }

@@ -108,6 +108,8 @@ impl Refs {
 
 #[cfg(test)]
 mod tests {
+    use estargz::Announced;
+
     use super::{
         super::{image, name},
         *,
@@ -120,7 +122,7 @@ mod tests {
         let layer = ManifestLayer {
             digest: digest('b'),
             size: 1,
-            toc_digest: digest(toc).parse().ok(),
+            toc: digest(toc).parse().ok().map(|digest| Announced { digest, position: None }),
             media_type: "application/vnd.oci.image.layer.v1.tar+gzip".to_owned(),
             diff_size: None,
         };

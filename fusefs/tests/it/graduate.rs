@@ -11,6 +11,7 @@ use support::{
     estargz::{Encoder, Landmark},
     guard,
     layer::{Layer, assert_same, long_path, random},
+    zstd::{Dialect, ZstdEncoder},
 };
 
 use super::{
@@ -47,12 +48,20 @@ fn encoders() -> [Encoder; 6] {
     ]
 }
 
+fn zstd_encoders() -> [ZstdEncoder; 3] {
+    [
+        ZstdEncoder::new(Dialect::Podman),
+        ZstdEncoder::new(Dialect::Stargz).chunk_size(1 << 20),
+        ZstdEncoder::podman_before(56),
+    ]
+}
+
 #[test]
 fn a_complete_layer_is_what_an_unpack_gives() {
     let Some(bed) = bed() else { return };
     let layer = torture();
-    for (slot, encoder) in (1..).zip(encoders()) {
-        let built = encoder.encode(&layer);
+    let zstd = zstd_encoders().map(|encoder| encoder.encode(&layer));
+    for (slot, built) in (1..).zip(encoders().map(|encoder| encoder.encode(&layer)).into_iter().chain(zstd)) {
         let image = bed.push(&[&built]);
         let attached = bed.attach(slot, &bed.request(&image, &[&built], 0)).unwrap();
         assert_eq!(attached.tree, None);
@@ -115,8 +124,10 @@ fn random_layers_graduate_to_their_trees() {
     let Some(bed) = bed() else { return };
     for seed in 0..12 {
         let layer = random(seed, 40).for_plain_tar();
-        let encoders = encoders();
-        let built = encoders[seed as usize % 4].encode(&layer);
+        let built = match seed as usize % 6 {
+            n @ 0..4 => encoders()[n].encode(&layer),
+            n => zstd_encoders()[n - 4].encode(&layer),
+        };
         let image = bed.push(&[&built]);
         let slot = seed + 1;
         bed.attach(slot, &bed.request(&image, &[&built], 0)).unwrap();

@@ -5,14 +5,16 @@ use std::{
     os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _},
 };
 
-use fusefs::{Below, Fill};
+use fusefs::{AttachRequest, Below, Fill};
 use support::{
     estargz::{Encoder, Landmark},
     guard,
     layer::{Layer, assert_same, long_path, random},
+    registry::LayerBlob,
+    zstd::{Dialect, ZstdEncoder},
 };
 
-use super::bed::{Bed, LIMIT, read, tree, unpacked};
+use super::bed::{Bed, LIMIT, REPOSITORY, read, tree, unpacked};
 
 /// One of everything a tar can hold.
 pub fn torture() -> Layer {
@@ -74,6 +76,103 @@ fn every_attribute_of_every_type_is_what_an_unpack_gives() {
         let image = bed.push(&[&built]);
         bed.attach(slot, &bed.request(&image, &[&built], 0)).unwrap();
         assert_same(&unpacked(&layer), &tree(bed.slot(slot)));
+    }
+}
+
+#[test]
+fn zstd_chunked_of_every_dialect_is_what_an_unpack_gives() {
+    let Some(bed) = Bed::new() else { return };
+    let layer = torture();
+    for (slot, encoder) in [
+        (1, ZstdEncoder::new(Dialect::Podman)),
+        (2, ZstdEncoder::new(Dialect::Stargz)),
+        (3, ZstdEncoder::podman_before(56).chunk_size(1 << 20)),
+        (4, ZstdEncoder::podman_before(40).chunk_size(4 << 20)),
+    ] {
+        let built = encoder.encode(&layer);
+        let image = bed.push(&[&built]);
+        let request = bed.request(&image, &[&built], 0);
+        bed.attach(slot, &request).unwrap();
+        assert_same(&unpacked(&layer), &tree(bed.slot(slot)));
+        assert_eq!(found(&bed, &request), Some(built.toc_digest.parse().unwrap()), "{encoder:?}");
+    }
+}
+
+/// The TOC digest by the image's manifest.
+fn found(bed: &Bed, request: &AttachRequest) -> Option<estargz::Digest> {
+    let AttachRequest { reference, blob_digest, manifest_digest, .. } = request;
+    let manifest = manifest_digest.as_deref().unwrap();
+    bed.runtime.block_on(bed.plane().find_toc(reference, blob_digest, manifest))
+}
+
+#[test]
+fn an_ordinary_image_costs_one_manifest_and_a_registry_that_fails_is_left_alone() {
+    let Some(mut bed) = Bed::new() else { return };
+    let layers = [torture(), Layer::new().file("f", "f")].map(|layer| LayerBlob::plain(&layer));
+    let image = bed.origin.put_image(REPOSITORY, "latest", &layers, &serde_json::Value::Null);
+    let request = |n: usize| AttachRequest {
+        reference: format!("{}/{REPOSITORY}:latest", bed.origin.host()).parse().unwrap(),
+        blob_digest: image.layers[n].clone(),
+        blob_size: None,
+        toc_digest: estargz::Digest::of(b""),
+        manifest_digest: Some(image.manifest.clone()),
+        neighbours: Vec::new(),
+        prefetch_bytes: None,
+        fill: None,
+        below: Vec::new(),
+    };
+    let requests = [request(0), request(1), request(0)];
+    for request in &requests {
+        assert_eq!(found(&bed, request), None);
+    }
+    assert_eq!(bed.origin.take_requests().len(), 1);
+
+    let gone = AttachRequest { manifest_digest: Some(format!("sha256:{}", "ab".repeat(32))), ..request(0) };
+    assert_eq!(found(&bed, &gone), None);
+    assert!(!bed.origin.take_requests().is_empty());
+    assert_eq!((found(&bed, &gone), found(&bed, &gone)), (None, None));
+    assert_eq!(bed.origin.take_requests().len(), 0);
+
+    bed.stop();
+    bed.change(|config| config.find_tocs = false);
+    bed.start();
+    assert_eq!(found(&bed, &requests[0]), None);
+    assert_eq!(bed.origin.take_requests().len(), 0);
+}
+
+#[test]
+fn zeros_are_read_without_asking_for_them() {
+    let Some(bed) = Bed::new() else { return };
+    let layer = Layer::new().noise("before", 700_000, 1).sparse("holes", 3 << 20, &[(1 << 20, b"island")]);
+    let built = ZstdEncoder::new(Dialect::Podman).encode(&layer);
+    // The tail that is read for the TOC brings the last chunks; the file's first is not among them.
+    let root = bed.attach_one(&built);
+    bed.origin.take_requests();
+    let part = |at: u64, len: usize| {
+        let path = root.join("holes");
+        guard::deadline(LIMIT, move || {
+            let mut buffer = vec![1; len];
+            fs::File::open(path).unwrap().read_exact_at(&mut buffer, at).unwrap();
+            buffer
+        })
+        .unwrap()
+    };
+    assert_eq!(part(0, 4096), vec![0; 4096]);
+    assert_eq!(bed.ranges(), []);
+    assert_eq!(read(root.join("holes")).unwrap(), layer.contents()[&b"holes"[..]]);
+
+    // One that is said to be zeros and is not is fetched, and is what its digest says.
+    let lying = ZstdEncoder::new(Dialect::Podman).edit_toc(|toc| {
+        for row in toc["entries"].as_array_mut().unwrap() {
+            row["chunkType"] = "zeros".into();
+        }
+    });
+    let image = bed.push(&[&lying.encode(&layer)]);
+    let built = lying.encode(&layer);
+    bed.attach(2, &bed.request(&image, &[&built], 0)).unwrap();
+    for (path, content) in layer.contents() {
+        let path = String::from_utf8(path).unwrap();
+        assert_eq!(read(bed.slot(2).join(path)).unwrap(), content);
     }
 }
 

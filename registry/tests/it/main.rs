@@ -13,6 +13,7 @@ mod redirects;
 mod secrecy;
 mod stream;
 mod tls;
+mod token_service;
 mod upload;
 
 use registry::{

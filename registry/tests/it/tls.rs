@@ -45,7 +45,7 @@ pub fn signed(by: &Authority, names: &[&str]) -> Pair {
 }
 
 /// As `openssl req -x509` makes them: its own authority.
-fn self_signed(names: &[&str]) -> Pair {
+pub fn self_signed(names: &[&str]) -> Pair {
     self_signed_until(names, 2100)
 }
 

@@ -1,7 +1,8 @@
 //! Prepare.
 //!
 //! ```text
-//! labels -> decide -> Exists:    done, nothing created
+//! labels, perhaps the image's manifest
+//!        -> decide -> Exists:    done, nothing created
 //!                     Ordinary:  tx: active record, directory -> mounts
 //!                     Lazy:      tx A: active record, directory
 //!                                attach, bounded in time
@@ -28,7 +29,7 @@ use crate::{
     error::Result,
     fallbacks::Fallback,
     filesystem::{AttachError, FileSystem, LayerRequest, LayerRoot, Reason, Usage},
-    labels,
+    labels::{self, Offer},
     metastore::rules::{self, Commit, Creation},
     prepare::{self, Decision, Place},
     record::{Kind, Owner, Record},
@@ -51,7 +52,11 @@ impl<F: FileSystem> Inner<F> {
         let request = match offered {
             None => return self.ordinary(active, None).await,
             Some(Err(error)) => return self.ordinary(active, Some(error)).await,
-            Some(Ok(request)) => request,
+            Some(Ok(Offer::Named(request))) => request,
+            Some(Ok(Offer::Unnamed(request))) => match self.name(request, deadline).await {
+                Ok(request) => request,
+                Err(error) => return self.ordinary(active, Some(error)).await,
+            },
         };
         let Ok(_target) = timeout_at(deadline, self.targets.lock(&request.target)).await else {
             let error = AttachError::new(
@@ -192,14 +197,34 @@ impl<F: FileSystem> Inner<F> {
         self.sweep_soon();
     }
 
+    /// Learns the TOC digest of a layer that does not say it.
+    async fn name(
+        &self,
+        request: LayerRequest,
+        deadline: Instant,
+    ) -> std::result::Result<LayerRequest, AttachError> {
+        let asking = async { Ok(self.filesystem.find_toc(&request).await) };
+        let toc_digest = self.bounded(&request, asking, deadline).await?;
+        Offer::named(request, toc_digest)
+    }
+
     async fn attach(
         &self,
         slot: u64,
         request: &LayerRequest,
         deadline: Instant,
     ) -> std::result::Result<LayerRoot, AttachError> {
-        let attempt = AssertUnwindSafe(self.filesystem.attach(slot, request)).catch_unwind();
-        match timeout_at(deadline, attempt).await {
+        self.bounded(request, self.filesystem.attach(slot, request), deadline).await
+    }
+
+    /// Waits for the data plane, which may hang or panic.
+    async fn bounded<T>(
+        &self,
+        request: &LayerRequest,
+        attempt: impl Future<Output = std::result::Result<T, AttachError>>,
+        deadline: Instant,
+    ) -> std::result::Result<T, AttachError> {
+        match timeout_at(deadline, AssertUnwindSafe(attempt).catch_unwind()).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(AttachError::new(
                 Reason::Internal,

@@ -107,6 +107,35 @@ async fn labels_alone_can_make_a_snapshot_ordinary() {
     assert!(node.fallbacks().is_empty());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_layer_without_toc_digest_is_lazy_if_its_manifest_has_one() {
+    let node = Node::new();
+    let unnamed = |target: &str, n: u8| {
+        let mut labels = offer(target, n);
+        labels.remove("containerd.io/snapshot/stargz/toc.digest");
+        labels.insert("containerd.io/snapshot/cri.layer-digest".into(), digest(n));
+        labels.insert("containerd.io/snapshot/cri.manifest-digest".into(), digest(0xee));
+        labels
+    };
+    node.fs.describe(&digest(1), Some(&digest(7)));
+    node.fs.describe(&digest(2), Some("sha256:../x"));
+    node.fs.describe(&digest(3), None);
+    remote(node.prepare("k1", "", unnamed("T1", 1)).await);
+    assert_eq!(node.remote_snapshots().await.unwrap()[0].request.toc_digest, digest(7));
+    // Asked again, the same layer is the one that is there.
+    remote(node.prepare("k1b", "", unnamed("T1", 1)).await);
+    mount(node.prepare("k2", "", unnamed("T2", 2)).await);
+    mount(node.prepare("k3", "", unnamed("T3", 3)).await);
+    mount(node.prepare("k4", "", unnamed("T4", 4)).await);
+    let counts = node.fallback_counts();
+    assert_eq!(
+        (counts[&Reason::BadLabels], counts[&Reason::Timeout], counts[&Reason::NoTocDigest]),
+        (1, 1, 1)
+    );
+    assert_eq!(node.fs.asked(), [1, 1, 2, 3, 4].map(digest));
+    assert_eq!(node.fs.attempts(), 1);
+}
+
 #[tokio::test]
 async fn of_many_that_want_a_layer_one_attaches_it() {
     let node = Node::new();

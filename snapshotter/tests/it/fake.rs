@@ -30,6 +30,9 @@ pub struct FakeFs {
     behaviour: Mutex<Attach>,
     attached: Mutex<BTreeMap<u64, String>>,
     attempts: Mutex<Vec<u64>>,
+    /// TOC digests by the layers' digests, as manifests have them; `None` for one that hangs.
+    manifests: Mutex<BTreeMap<String, Option<String>>>,
+    asked: Mutex<Vec<String>>,
     gate: Semaphore,
     entered: Semaphore,
 }
@@ -41,6 +44,8 @@ impl FakeFs {
             behaviour: Mutex::new(Attach::Works),
             attached: Mutex::default(),
             attempts: Mutex::default(),
+            manifests: Mutex::default(),
+            asked: Mutex::default(),
             gate: Semaphore::new(0),
             entered: Semaphore::new(0),
         }
@@ -58,6 +63,16 @@ impl FakeFs {
     /// How often an attachment was asked for.
     pub fn attempts(&self) -> usize {
         self.attempts.lock().unwrap().len()
+    }
+
+    /// Makes a manifest say this TOC digest of a layer; with `None` asking for it takes for ever.
+    pub fn describe(&self, layer: &str, toc: Option<&str>) {
+        self.manifests.lock().unwrap().insert(layer.to_owned(), toc.map(str::to_owned));
+    }
+
+    /// The layers whose TOC digests were asked for.
+    pub fn asked(&self) -> Vec<String> {
+        self.asked.lock().unwrap().clone()
     }
 
     /// Waits until one more attachment is under way.
@@ -101,6 +116,16 @@ impl FileSystem for FakeFs {
         self.attached.lock().unwrap().insert(slot, request.target.clone());
         let (uid, gid) = FakeFs::owner();
         Ok(LayerRoot { path: format!("../../mnt/{slot}").into(), uid, gid })
+    }
+
+    async fn find_toc(&self, request: &LayerRequest) -> Option<String> {
+        assert!(request.manifest_digest.is_some() && request.toc_digest.is_empty());
+        self.asked.lock().unwrap().push(request.layer_digest.clone());
+        let known = self.manifests.lock().unwrap().get(&request.layer_digest).cloned();
+        match known {
+            Some(None) => std::future::pending().await,
+            known => known.flatten(),
+        }
     }
 
     async fn detach(&self, slot: u64) {

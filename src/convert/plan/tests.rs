@@ -1,5 +1,6 @@
 //! Plans of images and indexes that lie in an image layout.
 
+use crate::image::TOC_DIGEST;
 use serde_json::{Value, json};
 
 use super::*;

@@ -13,7 +13,13 @@ fn digest(n: u32) -> String {
 
 fn change(n: u32) -> Option<Change> {
     let annotations = BTreeMap::from([(TOC_DIGEST.to_owned(), digest(n + 50))]);
-    Some(Change { digest: digest(n), size: u64::from(n), diff_id: Some(digest(n + 100)), annotations })
+    Some(Change {
+        digest: digest(n),
+        size: u64::from(n),
+        diff_id: Some(digest(n + 100)),
+        zstd: false,
+        annotations,
+    })
 }
 
 fn value(raw: &Raw) -> Value {

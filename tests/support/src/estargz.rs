@@ -28,8 +28,10 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::layer::{Body, Entry, Layer, clean, end_of_archive, header_blocks, padding};
+use crate::registry::LAYER_GZIP;
 use crate::sha256_digest;
-use toc::{Row, Toc, changed, lossy, rfc3339, to_json};
+use toc::{Row, Toc, changed};
+pub(crate) use toc::{lossy, rfc3339, to_json};
 
 /// Name of the TOC's file inside its tar.
 pub const TOC_NAME: &str = "stargz.index.json";
@@ -362,7 +364,13 @@ impl Encoder {
             Footer::Legacy => legacy_footer(offset),
         });
         let toc_digest = sha256_digest(if announced == Announced::Original { &original } else { &toc_json });
+        let annotations = BTreeMap::from([
+            (TOC_DIGEST_ANNOTATION.to_owned(), toc_digest.clone()),
+            (UNCOMPRESSED_SIZE_ANNOTATION.to_owned(), uncompressed_size.to_string()),
+        ]);
         Built {
+            media_type: LAYER_GZIP,
+            annotations,
             digest: sha256_digest(&blob),
             size: blob.len() as u64,
             blob: blob.into(),
@@ -485,18 +493,22 @@ pub struct Built {
     pub blob: Bytes,
     /// The TOC as written.
     pub toc_json: Vec<u8>,
-    /// Digest announced for the TOC: of the decompressed JSON.
+    /// Digest announced for the TOC: of the decompressed JSON, or in podman's zstd:chunked of the compressed.
     pub toc_digest: String,
-    /// Offset of the TOC's member, whatever the footer says.
+    /// Offset of the TOC's member or frame, whatever the footer says.
     pub toc_offset: u64,
     /// Digest of the blob.
     pub digest: String,
-    /// Digest of the decompressed blob, TOC included.
+    /// Digest of the decompressed blob, in eStargz TOC included.
     pub diff_id: String,
     /// Length of the blob in bytes.
     pub size: u64,
     /// Length of the decompressed blob in bytes.
     pub uncompressed_size: u64,
+    /// Media type of the layer.
+    pub media_type: &'static str,
+    /// The annotations a build puts on the layer's descriptor.
+    pub annotations: BTreeMap<String, String>,
 }
 
 impl Built {
@@ -506,14 +518,6 @@ impl Built {
     /// If raw bytes that are not JSON were written as the TOC.
     pub fn toc(&self) -> Value {
         serde_json::from_slice(&self.toc_json).expect("the TOC is JSON")
-    }
-
-    /// The annotations a build puts on the layer's descriptor.
-    pub fn annotations(&self) -> BTreeMap<String, String> {
-        BTreeMap::from([
-            (TOC_DIGEST_ANNOTATION.to_owned(), self.toc_digest.clone()),
-            (UNCOMPRESSED_SIZE_ANNOTATION.to_owned(), self.uncompressed_size.to_string()),
-        ])
     }
 
     /// The same with one bit of the blob flipped, counted from the lowest bit of the first byte. `digest` is that of

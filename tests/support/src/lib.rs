@@ -8,6 +8,7 @@ pub mod layer;
 pub mod log;
 pub mod registry;
 pub mod system;
+pub mod zstd;
 
 use std::path::Path;
 use std::process::Command;

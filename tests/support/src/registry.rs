@@ -29,7 +29,7 @@ use tokio::sync::oneshot;
 
 pub use auth::{Auth, Expired, TokenAuth, TokenField};
 pub use fault::{Action, Rule, RuleId};
-pub use image::{CONFIG, INDEX, ImageDigests, LAYER_GZIP, LayerBlob, MANIFEST, Platform};
+pub use image::{CONFIG, INDEX, ImageDigests, LAYER_GZIP, LAYER_ZSTD, LayerBlob, MANIFEST, Platform};
 pub use log::{Authorization, Logged, RangeAsked};
 
 use crate::sha256_digest;

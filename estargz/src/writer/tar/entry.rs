@@ -30,10 +30,14 @@ pub(crate) struct Entry {
     pub(crate) user: Vec<u8>,
     pub(crate) group: Vec<u8>,
     pub(crate) mtime: Timestamp,
+    /// Last access and last change of the inode, where the tar tells them.
+    pub(crate) other_times: [Option<Timestamp>; 2],
     /// Bytes of content, holes included; 0 unless regular.
     pub(crate) size: u64,
     /// Major and minor number; 0 unless a device.
     pub(crate) device: (u32, u32),
+    /// Whether the header says what its kind does not have: the size of a link, the target of a file.
+    pub(crate) has_spare_fields: bool,
     /// Names and values; the last one of a name counts.
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
@@ -133,8 +137,19 @@ pub(super) fn understand(header: &Header, extensions: &Extensions) -> Result<Ent
         Kind::CharDevice | Kind::BlockDevice => entry.device = device(header).map_err(named)?,
         Kind::Directory | Kind::Fifo => {}
     }
+    let has_spare_fields = has_spare_fields(kind, header, extensions);
     let header = [&extensions.blocks[..], header.block()].concat();
-    Ok(Entry { header, kind, name, ..entry })
+    Ok(Entry { header, kind, name, has_spare_fields, ..entry })
+}
+
+fn has_spare_fields(kind: Kind, header: &Header, extensions: &Extensions) -> bool {
+    let Extensions { records, link, .. } = extensions;
+    let is_link = matches!(kind, Kind::HardLink | Kind::Symlink);
+    let is_device = matches!(kind, Kind::CharDevice | Kind::BlockDevice);
+    let target = !header.link().is_empty() || !link.is_empty() || records.get("linkpath").is_some();
+    kind != Kind::Regular && size(header, records).ok() != Some(0)
+        || !is_device && header.device().ok() != Some((0, 0))
+        || !is_link && target
 }
 
 /// What all kinds have. Kind, name and header are the caller's.
@@ -162,9 +177,20 @@ fn attributes(header: &Header, records: &Records) -> Result<Entry, Why> {
         user: text("uname", header.user()),
         group: text("gname", header.group()),
         mtime,
+        other_times: other_times(header, records),
         size: 0,
         device: (0, 0),
+        has_spare_fields: false,
         xattrs: xattrs.collect(),
+    })
+}
+
+/// What is no time counts as not told: nobody unpacks these.
+fn other_times(header: &Header, records: &Records) -> [Option<Timestamp>; 2] {
+    let [accessed, changed] = header.other_times();
+    [("atime", accessed), ("ctime", changed)].map(|(key, field)| {
+        let field = field.map(|secs| Timestamp { secs, nanos: 0 });
+        records.time(key).ok().flatten().or(field)
     })
 }
 

@@ -43,6 +43,8 @@ const DEVMINOR: Field = Field(337, 8);
 const PREFIX: Field = Field(345, 155);
 const STAR_PREFIX: Field = Field(345, 131);
 const STAR_TRAILER: Field = Field(508, 4);
+const STAR_ATIME: Field = Field(476, 12);
+const STAR_CTIME: Field = Field(488, 12);
 const GNU_ATIME: Field = Field(345, 12);
 const GNU_CTIME: Field = Field(357, 12);
 /// Sparse map, its continuation flag and the real size.
@@ -118,6 +120,16 @@ impl Header {
 
     pub(crate) fn block(&self) -> &Block {
         &self.block
+    }
+
+    /// Seconds of last access and last change, where the dialect has them.
+    pub(super) fn other_times(&self) -> [Option<i64>; 2] {
+        let fields = match self.dialect {
+            Dialect::Gnu => [GNU_ATIME, GNU_CTIME],
+            Dialect::Star => [STAR_ATIME, STAR_CTIME],
+            Dialect::V7 | Dialect::Ustar => return [None; 2],
+        };
+        fields.map(|field| Some(self.field(field)).filter(|field| field[0] != 0).and_then(number))
     }
 
     pub(super) fn dialect(&self) -> Dialect {

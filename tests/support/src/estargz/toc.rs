@@ -58,7 +58,7 @@ fn is_zero<T: Default + PartialEq>(value: &T) -> bool {
 }
 
 /// JSON indented by tabs, `<`, `>` and `&` escaped, as Go's encoder does.
-pub(super) fn to_json(value: &impl Serialize) -> Vec<u8> {
+pub(crate) fn to_json(value: &impl Serialize) -> Vec<u8> {
     let mut out = Vec::new();
     let tabs = serde_json::ser::PrettyFormatter::with_indent(b"\t");
     let mut serializer = serde_json::Serializer::with_formatter(&mut out, tabs);
@@ -69,7 +69,7 @@ pub(super) fn to_json(value: &impl Serialize) -> Vec<u8> {
 }
 
 /// Text as Go's encoder makes it: U+FFFD for each byte that is not part of valid UTF-8.
-pub(super) fn lossy(bytes: &[u8]) -> String {
+pub(crate) fn lossy(bytes: &[u8]) -> String {
     let mut out = String::new();
     for part in bytes.utf8_chunks() {
         out.push_str(part.valid());
@@ -88,7 +88,7 @@ pub(super) fn changed(last: &mut HashMap<u32, String>, id: u32, name: &str) -> S
 }
 
 /// A time as RFC 3339 in UTC, rounded to seconds; nothing for the epoch itself.
-pub(super) fn rfc3339((secs, nanos): (i64, u32)) -> String {
+pub(crate) fn rfc3339((secs, nanos): (i64, u32)) -> String {
     if secs == 0 {
         return String::new();
     }

@@ -19,6 +19,8 @@ pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 /// Media type of a gzipped layer.
 pub const LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+/// Media type of a layer in zstd.
+pub const LAYER_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 
 /// A layer as an image lists it.
 #[derive(Clone, Debug)]
@@ -39,8 +41,8 @@ impl LayerBlob {
         LayerBlob {
             bytes: built.blob.clone(),
             diff_id: built.diff_id.clone(),
-            media_type: LAYER_GZIP.to_owned(),
-            annotations: built.annotations(),
+            media_type: built.media_type.to_owned(),
+            annotations: built.annotations.clone(),
         }
     }
 

@@ -24,8 +24,11 @@ enum Mode {
     ReadOnly,
     /// The same, for who knows [`LOGIN`].
     Locked,
-    /// It fetches what it is asked for from the registry with this URL.
-    Proxy(String),
+    /// As these parts of its configuration say: what stands at the top, and in `http`.
+    Configured {
+        top: String,
+        http: String,
+    },
 }
 
 /// User and password that [`DockerRegistry::locked`] takes.
@@ -76,7 +79,16 @@ impl DockerRegistry {
     /// # Panics
     /// If it does not start.
     pub fn proxy(dir: &Path, remote: &str) -> DockerRegistry {
-        DockerRegistry::open(dir, dir.join("storage"), Mode::Proxy(remote.to_owned()))
+        DockerRegistry::configured(dir, &format!("proxy: {{remoteurl: {remote:?}}}\n"), "")
+    }
+
+    /// An empty one with more configuration: lines of YAML at the top, and keys of the map `http`.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn configured(dir: &Path, top: &str, http: &str) -> DockerRegistry {
+        let mode = Mode::Configured { top: top.to_owned(), http: http.to_owned() };
+        DockerRegistry::open(dir, dir.join("storage"), mode)
     }
 
     /// From now on it serves what it holds to who knows [`LOGIN`].
@@ -134,23 +146,23 @@ impl DockerRegistry {
 
     fn config(&self) -> String {
         let maintenance = match self.mode {
-            Mode::ReadWrite | Mode::Proxy(_) => "",
+            Mode::ReadWrite | Mode::Configured { .. } => "",
             Mode::ReadOnly | Mode::Locked => "  maintenance: {readonly: {enabled: true}}\n",
         };
-        let more = match &self.mode {
-            Mode::ReadWrite | Mode::ReadOnly => String::new(),
-            Mode::Proxy(remote) => format!("proxy: {{remoteurl: {remote:?}}}\n"),
+        let (top, http) = match &self.mode {
+            Mode::ReadWrite | Mode::ReadOnly => Default::default(),
+            Mode::Configured { top, http } => (top.clone(), http.clone()),
             Mode::Locked => {
                 let path = self.dir.join("htpasswd");
                 std::fs::write(&path, format!("{}:{HASH}\n", LOGIN.0)).expect("the registry's users");
-                format!("auth: {{htpasswd: {{realm: test, path: {path:?}}}}}\n")
+                (format!("auth: {{htpasswd: {{realm: test, path: {path:?}}}}}\n"), String::new())
             }
         };
         format!(
             "version: 0.1\n\
              log: {{level: info, accesslog: {{disabled: false}}}}\n\
              storage:\n  filesystem: {{rootdirectory: {:?}}}\n{maintenance}\
-             {more}http: {{addr: {:?}}}\n",
+             {top}http: {{addr: {:?}, {http}}}\n",
             self.storage, self.address
         )
     }
