@@ -333,6 +333,81 @@ fn podman_pushes_zstd_chunked_and_both_generations_pull_it() {
     }
 }
 
+#[test]
+fn what_podman_has_packed_is_the_same_tree_for_podman_for_containerd_and_unpacked() {
+    let Some(stand) = PodmanStand::new(PodmanRelease::Five) else { return };
+    let Some(containerd) = Stand::new("no_graduation = true\n") else { return };
+    let image = Image::python();
+    let source = DockerRegistry::with_images(&stand.dir.path().join("registry"), &image);
+    let plain = image.reference(&source, Form::Plain);
+    let reference = format!("{}/python:v1", stand.registry.host());
+    stand.podman.ok(&["pull", "--quiet", &plain]);
+    let format = ["--compression-format", "zstd:chunked", "--format", "oci"];
+    stand.podman.ok(&[&["push", "--quiet"], &format[..], &[&plain, &reference]].concat());
+
+    containerd.containerd.pull_eagerly("overlayfs", &reference);
+    let eager = described(containerd.tree("overlayfs"), containerd.started);
+    containerd.containerd.ctr_ok(&["images", "rm", "--sync", &reference]);
+    assert!(eager.len() > 500, "{} entries", eager.len());
+    let summary = containerd.pull(&reference);
+    assert!(outcomes(&summary).iter().all(|outcome| outcome == "lazy"), "{summary:#}");
+    assert_same(&eager, &described(containerd.tree(SNAPSHOTTER), containerd.started));
+
+    for release in BOTH {
+        let Some(other) = PodmanStand::new(release) else { return };
+        let store = other.with_store("");
+        other.podman.ok(&["pull", "--quiet", &reference]);
+        let seen = other.podman.ok(&["run", "--rm", &reference, "python3", "-c", "print(6 * 7)"]);
+        assert_eq!(seen, "42\n", "{release:?}");
+        // As podman mounts it.
+        let (_, manifest) = stand.registry.manifest("python", "v1").unwrap();
+        let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+        let name = |layer: &Value| match release {
+            PodmanRelease::Four => layer["digest"].clone(),
+            PodmanRelease::Five => {
+                layer["annotations"]["io.github.containers.zstd-chunked.manifest-checksum"].clone()
+            }
+        };
+        let layers = manifest["layers"].as_array().unwrap().iter().rev().map(name);
+        let diffs: Vec<String> = layers
+            .map(|name| store::place(&store, &reference, name.as_str().unwrap()).join("diff"))
+            .map(|path| path.into_os_string().into_string().unwrap())
+            .collect();
+        let target = other.dir.path().join("tree");
+        fs::create_dir(&target).unwrap();
+        let mounted = guard::MountGuard::new(&target);
+        let options =
+            std::ffi::CString::new(format!("lowerdir={}", diffs.join(":").replace("sha256:", "sha256\\:")))
+                .unwrap();
+        mount("overlay", &target, "overlay", MountFlags::RDONLY, Some(options.as_c_str())).unwrap();
+        let mut tree = guard::deadline(LIMIT, move || walk(&target).unwrap()).unwrap();
+        tree[0].mtime = (0, 0);
+        assert_same(&eager, &described(tree, containerd.started));
+        drop(mounted);
+        other.podman.ok(&["rmi", &reference]);
+    }
+}
+
+#[test]
+fn podman_pulls_what_we_have_packed_in_part() {
+    let Some(stand) = PodmanStand::new(PodmanRelease::Five) else { return };
+    let reference = format!("{}/ours:v1", stand.registry.host());
+    let (from, to) = (format!("docker://{}", stand.reference), format!("docker://{reference}"));
+    let converted = Command::new("timeout")
+        .args(["300", BINARY, "convert", "--format", "zstd:chunked", &from, &to])
+        .output()
+        .unwrap();
+    assert!(converted.status.success(), "{}", text(&converted));
+    stand.podman.set_storage_options("pull_options = {enable_partial_images = \"true\"}\n");
+    let pulled = stand.podman.run(&["--log-level", "debug", "pull", &reference]);
+    let said = text(&pulled);
+    assert!(pulled.status.success(), "{said}");
+    assert_eq!(said.matches("Retrieved partial blob").count(), 2, "{said}");
+    assert_eq!(stand.podman.ok(&["run", "--rm", &reference, "/bin/sh", "-c", LOOK]), SEEN);
+    let saved = stand.dir.path().join("saved.tar").into_os_string().into_string().unwrap();
+    stand.podman.ok(&["save", "--quiet", "--output", &saved, &reference]);
+}
+
 /// A file system of ours by its name, whose program answers nothing, and is gone once the file is closed.
 fn mute(path: &Path) -> fs::File {
     let device = fs::File::options().read(true).write(true).open("/dev/fuse").unwrap();

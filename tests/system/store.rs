@@ -66,7 +66,7 @@ impl Shelf {
     }
 }
 
-fn place(store: &LayerStore, reference: &str, digest: &str) -> PathBuf {
+pub(super) fn place(store: &LayerStore, reference: &str, digest: &str) -> PathBuf {
     store.mountpoint().join(base64(reference)).join(digest)
 }
 

@@ -86,13 +86,20 @@ impl Podman {
     /// # Panics
     /// If the configuration cannot be written.
     pub fn set_store(&self, store: Option<&Path>) {
-        let options = store.map_or(String::new(), |mount| {
-            format!("[storage.options]\nadditionallayerstores = [{:?}]\n", format!("{}:ref", mount.display()))
-        });
+        self.set_storage_options(&store.map_or(String::new(), |mount| {
+            format!("additionallayerstores = [{:?}]\n", format!("{}:ref", mount.display()))
+        }));
+    }
+
+    /// Sets lines of `[storage.options]` in place of those that were set, from the next command on.
+    ///
+    /// # Panics
+    /// If the configuration cannot be written.
+    pub fn set_storage_options(&self, options: &str) {
         let (graph, run) = (self.graphroot(), self.dir.join("run"));
         self.write(
             "storage.conf",
-            &format!("[storage]\ndriver = \"overlay\"\ngraphroot = {graph:?}\nrunroot = {run:?}\n{options}"),
+            &format!("[storage]\ndriver = \"overlay\"\ngraphroot = {graph:?}\nrunroot = {run:?}\n[storage.options]\n{options}"),
         );
     }
 
