@@ -2,6 +2,7 @@
 //! one run of podman's own binary.
 
 use std::ffi::OsString;
+use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ use crate::check::podman::{self, Helper, Mount, Place, Setup, Store};
 pub async fn podman() -> Vec<Finding> {
     let version = version().await;
     let mut findings = vec![podman::podman(version.as_deref().map_err(String::as_str))];
-    let rootless = !rustix::process::geteuid().is_root();
+    let rootless = !rustix::process::geteuid().is_root() || is_unshared();
     let path = storage_conf(rootless);
     let storage = match read(&path) {
         Ok(storage) => storage,
@@ -110,55 +111,102 @@ fn logins() -> Finding {
     podman::logins(&main, helper.as_ref())
 }
 
-/// The mount namespace podman works in.
-struct Namespace {
-    /// The process that holds rootless podman's namespaces while no container runs.
-    pause: Option<u32>,
-    rootless: bool,
+/// Whether we are root in a user namespace only, as `podman unshare` has it: podman goes on as the user it was then.
+fn is_unshared() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    rustix::process::geteuid().is_root() && map.split_whitespace().ne(["0", "0", "4294967295"])
+}
+
+/// Where podman mounts, and looks for mounts.
+#[derive(Debug, Clone, Copy)]
+enum Namespace {
+    /// In ours: it is root's, or we are in its own.
+    Ours,
+    /// In its own, which this process holds while no container runs.
+    Held(u32),
+    /// In one of its own, which is not there now.
+    Gone,
 }
 
 impl Namespace {
     fn of_podman(rootless: bool) -> Namespace {
+        if !rootless || is_unshared() {
+            return Namespace::Ours;
+        }
         let runtime = variable("XDG_RUNTIME_DIR").map(PathBuf::from);
         let runtime =
             runtime.unwrap_or_else(|| format!("/run/user/{}", rustix::process::geteuid().as_raw()).into());
         let read = || std::fs::read_to_string(runtime.join("libpod/tmp/pause.pid")).ok()?.trim().parse().ok();
         let alive = |pid: &u32| Path::new("/proc").join(pid.to_string()).exists();
-        Namespace { pause: rootless.then(read).flatten().filter(alive), rootless }
+        read().filter(alive).map_or(Namespace::Gone, Namespace::Held)
     }
 
-    /// Asks what is at a store's path, on a thread: one that hangs in the kernel ends with this process.
-    async fn place(&self, store: &Store) -> Place {
-        let (pause, rootless, path) = (self.pause, self.rootless, store.path.clone());
-        let (sender, receiver) = tokio::sync::oneshot::channel();
-        std::thread::spawn(move || {
-            let place = match pause {
-                Some(pid) => look(&pid.to_string(), &format!("/proc/{pid}/root"), &path),
-                None => look("self", "", &path),
-            };
-            // A rootless store is mounted in podman's namespace, which therefore exists; a mount in ours is of no use.
-            let outside = match place {
-                Place::Ours => rootless && pause.is_none(),
-                Place::Directory => {
-                    pause.is_some() && mounted("self", &path).is_some_and(|mount| mount.is_ours())
-                }
-                _ => false,
-            };
-            let _ = sender.send(if outside { Place::Outside } else { place });
-        });
-        match tokio::time::timeout(super::PATIENCE, receiver).await {
-            Ok(Ok(place)) => place,
-            Ok(Err(_)) | Err(_) => Place::Silent,
+    /// Asks what is at a store's path, within a deadline.
+    async fn place(self, store: &Store) -> Place {
+        let found = match self {
+            Namespace::Held(pid) => {
+                tokio::time::timeout(super::PATIENCE, look_inside(pid, &store.path)).await
+            }
+            Namespace::Ours | Namespace::Gone => {
+                // On a thread: one that hangs in the kernel ends with this process.
+                let (sender, receiver) = tokio::sync::oneshot::channel();
+                let path = store.path.clone();
+                std::thread::spawn(move || {
+                    let found = look(&path);
+                    let _ = sender.send(judge(found, mounted("self", &path)));
+                });
+                let received = tokio::time::timeout(super::PATIENCE, receiver).await;
+                received.map(|place| place.unwrap_or(Place::Silent))
+            }
+        };
+        match (self, found.unwrap_or(Place::Silent)) {
+            // A mount in our namespace is of no use to it.
+            (Namespace::Gone, Place::Ours) => Place::Outside,
+            (Namespace::Held(_), Place::Directory)
+                if mounted("self", &store.path).is_some_and(|mount| mount.is_ours()) =>
+            {
+                Place::Outside
+            }
+            (_, place) => place,
         }
     }
 }
 
-/// What is at `path` for a process whose root directory is seen as `root`. May hang.
-fn look(process: &str, root: &str, path: &Path) -> Place {
-    let seen = PathBuf::from(root.to_owned() + &path.to_string_lossy());
+/// Looks at a path. May hang.
+fn look(path: &Path) -> io::Result<Metadata> {
     // The kernel remembers attributes of a file system whose program is gone; its size it has to ask for.
-    let found = rustix::fs::statfs(&seen).map_err(io::Error::from).and_then(|_| std::fs::metadata(&seen));
-    match (found, mounted(process, path)) {
+    rustix::fs::statfs(path)?;
+    std::fs::metadata(path)
+}
+
+/// The same in the namespaces of a process: from outside, the kernel lets nobody see file systems that were mounted in a user
+/// namespace.
+async fn look_inside(pid: u32, path: &Path) -> Place {
+    let mut command = tokio::process::Command::new("nsenter");
+    command.args(["--user", "--mount", "--preserve-credentials", "--target", &pid.to_string()]);
+    command.args(["stat", "--file-system", "--"]).arg(path.join("."));
+    command.env("LC_ALL", "C").stdin(Stdio::null()).kill_on_drop(true);
+    let said = match command.output().await {
+        Err(error) => return Place::Error(error),
+        Ok(output) if output.status.success() => {
+            return judge(std::fs::metadata("/"), mounted(&pid.to_string(), path));
+        }
+        Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+    };
+    let known = [Errno::NOTCONN, Errno::NOENT, Errno::NOTDIR].map(io::Error::from);
+    let text = |error: &io::Error| {
+        let text = error.to_string();
+        text.split(" (os error").next().unwrap_or_default().to_owned()
+    };
+    match known.into_iter().find(|error| said.ends_with(&text(error))) {
+        Some(error) if error.kind() == io::ErrorKind::NotADirectory => Place::File,
+        Some(error) => judge(Err(error), None),
+        None => Place::Error(io::Error::other(said)),
+    }
+}
+
+fn judge(found: io::Result<Metadata>, mounted: Option<Mount>) -> Place {
+    match (found, mounted) {
         (Err(error), _) if error.raw_os_error() == Some(Errno::NOTCONN.raw_os_error()) => Place::Dead,
         (Err(error), _) => Place::Error(error),
         (Ok(found), _) if !found.is_dir() => Place::File,
