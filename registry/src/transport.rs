@@ -16,7 +16,7 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{ACCEPT_ENCODING, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, NoProxy, Proxy, RequestBuilder, Response};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, timeout_at};
 use url::{Host, Url};
@@ -27,8 +27,6 @@ const MAX_CLIENTS: usize = 16;
 /// The clients and their counters. Clones share connection pools.
 #[derive(Clone)]
 pub(crate) struct Transport {
-    /// For hosts without settings of their own.
-    usual: Client,
     pool: Arc<Pool>,
     pub(crate) counters: Arc<Counters>,
 }
@@ -43,6 +41,9 @@ pub(crate) struct Clients {
 
 struct Pool {
     maker: Maker,
+    /// For hosts without settings of their own. Made when first needed: whoever starts has readers that wait, and the system's
+    /// authorities are read for it.
+    usual: OnceLock<Client>,
     others: Mutex<Vec<(Way, Client)>>,
 }
 
@@ -64,7 +65,7 @@ enum Reach {
 
 struct Maker {
     allow_local: bool,
-    system: Authorities,
+    system: LazyLock<Authorities>,
     headers: HeaderMap,
     user_agent: HeaderValue,
     connect_timeout: Duration,
@@ -82,7 +83,7 @@ impl Maker {
             .default_headers(self.headers.clone())
             .connect_timeout(way.dial_timeout)
             .user_agent(self.user_agent.clone());
-        let proxies = proxies().map_err(|e| bad("proxy environment variables", describe(e)))?;
+        let proxies = proxies().map_err(bad_proxies)?;
         // Behind a proxy it is the proxy that resolves names, and its own may well be of this machine.
         if way.reach == Reach::Elsewhere && proxies.is_empty() {
             builder = builder.dns_resolver(Arc::new(NotLocal));
@@ -105,9 +106,12 @@ impl Transport {
         })?;
         let connect_timeout = config.connect_timeout;
         let allow_local = config.allow_local_redirects;
-        let maker = Maker { allow_local, system: tls::system(), headers, user_agent, connect_timeout };
-        let usual = maker.make(&Way { tls: None, dial_timeout: connect_timeout, reach: Reach::Anywhere })?;
-        Ok(Self { usual, pool: Arc::new(Pool { maker, others: Mutex::default() }), counters: Arc::default() })
+        // What is wrong with these is said at once.
+        proxies().map_err(bad_proxies)?;
+        let maker =
+            Maker { allow_local, system: LazyLock::new(tls::system), headers, user_agent, connect_timeout };
+        let pool = Pool { maker, usual: OnceLock::new(), others: Mutex::default() };
+        Ok(Self { pool: Arc::new(pool), counters: Arc::default() })
     }
 
     /// The client for a request to `url` on behalf of `endpoint`: with all the host's settings for the host itself, and
@@ -149,7 +153,11 @@ impl Transport {
     fn way(&self, way: Way) -> Result<Client, Error> {
         let usual = way.dial_timeout == self.pool.maker.connect_timeout && way.reach == Reach::Anywhere;
         if way.tls.is_none() && usual {
-            return Ok(self.usual.clone());
+            if let Some(client) = self.pool.usual.get() {
+                return Ok(client.clone());
+            }
+            let client = self.pool.maker.make(&way)?;
+            return Ok(self.pool.usual.get_or_init(|| client).clone());
         }
         let mut others = self.pool.others.lock();
         if let Some((_, client)) = others.iter().find(|(known, _)| *known == way) {
@@ -200,6 +208,10 @@ impl Transport {
             Err(_) => Err(Cause::Silent(format!("the body stood still for {:.1?}", started.elapsed()))),
         }
     }
+}
+
+fn bad_proxies(error: reqwest::Error) -> Error {
+    Error::Config { key: "proxy environment variables".to_owned(), why: describe(error) }
 }
 
 /// Whether a URL names this machine or its link, where a node's own services are: kubelet, the metadata service.
