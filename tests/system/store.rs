@@ -6,7 +6,10 @@ use std::{
     process::Stdio,
 };
 
-use support::system::LayerStore;
+use support::{
+    system::LayerStore,
+    zstd::{Dialect, ZstdEncoder},
+};
 
 use super::*;
 
@@ -239,6 +242,46 @@ fn all_layers_of_a_reference_are_opened_with_the_first_lookup() {
         }
     }
     assert_eq!(shelf.registry.take_requests().len(), 0, "all is known");
+}
+
+#[test]
+fn the_length_of_a_tar_is_told_by_its_tar_split_in_one_request() {
+    let config = format!("{ONLY_WHAT_IS_READ}[store]\nlookup_timeout_sec = 8\n");
+    let Some(shelf) = Shelf::new(&config) else { return };
+    let layer = Layer::new().dir("d").noise("d/large", 300_000, 4).file("d/small", "x");
+    let forged = Layer::new().dir("f").noise("f/large", 300_000, 5);
+    let wrong = |toc: &mut Value| toc["tarSplitDigest"] = json!(sha256_digest(b"another"));
+    let encoder = || ZstdEncoder::new(Dialect::Podman);
+    let size = |name: &str, built: &Built, by: By| {
+        shelf.registry.put_image(name, "v1", &[LayerBlob::lazy(built)], &json!({}));
+        shelf.registry.take_requests();
+        let digest = if by == By::Blob { &built.digest } else { &built.toc_digest };
+        let dir = place(&shelf.store, &format!("{}/{name}:v1", shelf.registry.host()), digest);
+        let size = pull(&dir)["diff-size"].clone();
+        (size, shelf.registry.take_requests().iter().filter(|request| request.is_blob_get()).count())
+    };
+    // The config and the table of contents are fetched for every image.
+    let built = encoder().encode(&layer);
+    let length = json!(built.uncompressed_size);
+    assert_eq!(size("one", &built, By::Blob), (length.clone(), 3), "{}", shelf.store.log());
+    assert_eq!(size("one", &built, By::Toc), (length.clone(), 0), "it is known");
+    assert_eq!(size("two", &built, By::Toc), (length.clone(), 1), "from the other reference");
+    let before = ZstdEncoder::podman_before(56).encode(&layer);
+    assert_eq!(size("before", &before, By::Toc), (length, 3), "the manifest has the digest");
+
+    // Where it does not tell, the layer is here all the same.
+    let stargz = ZstdEncoder::new(Dialect::Stargz).encode(&layer);
+    assert_eq!(size("noted", &stargz, By::Toc), (json!(stargz.uncompressed_size), 2));
+    let none = ZstdEncoder::podman_before(40).chunk_size(100_000).encode(&layer);
+    assert_eq!(size("none", &none, By::Toc), (json!(-1), 2));
+    let other = encoder().edit_toc(wrong).encode(&forged);
+    assert_eq!(size("forged", &other, By::Toc), (json!(-1), 3));
+    assert!(shelf.store.log().contains("instead of"), "{}", shelf.store.log());
+    let gone = encoder().chunk_size(100_000).encode(&forged);
+    // Behind the table of contents.
+    let fault = shelf.registry.fault(Rule::new(Action::Hang).path(&gone.digest).nth(2));
+    assert_eq!(size("gone", &gone, By::Toc).0, json!(-1));
+    assert_eq!(shelf.registry.hits(fault), 1);
 }
 
 #[test]
