@@ -149,6 +149,13 @@ impl Refs {
         shown
     }
 
+    /// How many say that they use the layer in a slot.
+    pub fn uses(&self, slot: u64) -> u64 {
+        let state = self.state.lock();
+        let layer = u32::try_from(slot).ok().and_then(|slot| state.layer(slot));
+        layer.map_or(0, |(_, layer, by)| layer.entry(by).uses)
+    }
+
     /// The TOC digests of all layers that may be asked for.
     pub fn layers(&self) -> HashSet<Digest> {
         let state = self.state.lock();

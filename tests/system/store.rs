@@ -469,6 +469,59 @@ fn a_root_has_one_store_and_a_drained_one_lets_go_of_its_mount() {
 }
 
 #[test]
+fn status_lists_the_stores_layers_and_who_uses_them() {
+    let Some(mut shelf) = Shelf::new(ONLY_WHAT_IS_READ) else { return };
+    let status = |shelf: &Shelf, args: &[&str]| {
+        let mut status = Command::new(BINARY);
+        let output = status.args(["status", "--address"]).arg(shelf.store.socket()).args(args).output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let listed = |shelf: &Shelf| -> Value { serde_json::from_str(&status(shelf, &["--json"])).unwrap() };
+    assert_eq!(listed(&shelf), json!({ "layers": [], "fallbacks": null }));
+    let dirs = [0, 1, 2].map(|n| shelf.dir(&shelf.name(n, By::Toc)));
+    for (dir, uses) in dirs.iter().zip([0, 1, 2]) {
+        assert!(is_here(dir));
+        (0..uses).for_each(|_| take(dir));
+    }
+    for (n, name) in [(1, "etc/motd"), (1, "etc/noise"), (2, "top")] {
+        assert!(read(dirs[n].join("diff").join(name)).is_ok());
+    }
+    shelf.registry.fault(Rule::new(Action::Status(404, vec![])).path("/blobs/"));
+    assert!(read(dirs[0].join("diff/bin/large")).is_err());
+    for end in 0..2 {
+        let said = listed(&shelf);
+        let layers = said["layers"].as_array().unwrap();
+        assert_eq!(layers.len(), 3, "{said:#}");
+        for (n, layer) in layers.iter().enumerate() {
+            let size: usize = shelf.layers[n].contents().values().map(|content| content.len()).sum();
+            let state = if n == 0 { "lazy" } else { "local" };
+            let seen = ["reference", "blob_digest", "toc_digest", "uses", "content_bytes", "state"];
+            let expected = [
+                json!(shelf.reference),
+                json!(shelf.name(n, By::Blob)),
+                json!(shelf.name(n, By::Toc)),
+                json!(n),
+                json!(size),
+                json!(state),
+            ];
+            assert_eq!(seen.map(|key| layer[key].clone()), expected, "{said:#}");
+            assert_eq!(layer["local_bytes"] == layer["content_bytes"], n > 0, "{said:#}");
+        }
+        if end == 0 {
+            assert_eq!(layers[0]["error"]["reason"], "not_found", "{said:#}");
+            let table = status(&shelf, &[]);
+            assert!(table.contains("USES") && table.contains("not_found: "), "{table}");
+            assert!(table.contains(&shelf.reference) && !table.contains("containerd"), "{table}");
+            // The next process knows the same.
+            shelf.store.stop();
+            shelf.store.resume();
+        }
+    }
+}
+
+#[test]
 fn the_helper_hands_over_logins_and_says_none_of_them() {
     let Some(shelf) = Shelf::new("log = { level = \"trace\" }\n") else { return };
     let helper = |input: String| {
