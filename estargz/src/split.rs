@@ -11,6 +11,7 @@ use std::ops::Range;
 
 use serde::Deserialize;
 
+use crate::error::shorten;
 use crate::{Digest, Error, Limits, Position, inflate};
 
 /// Lines for each entry of a tar at most: writers make one of its headers, one of itself, and some one of its padding.
@@ -90,12 +91,13 @@ fn sum(stored: &[u8], json: u64, limits: &Limits) -> Result<u64, Error> {
         _ => bad(format!("its zstd frame is broken: {error}")),
     };
     let most_lines = LINES * (u64::from(limits.entries) + 1);
-    let mut text = BufReader::new(inflate::zstd_stream(stored).map_err(broken)?).take(json + 1);
+    let mut text = BufReader::new(inflate::zstd_stream(stored).map_err(broken)?).take(json.saturating_add(1));
     let (mut line, mut lines, mut read, mut length) = (Vec::new(), 0, 0, 0_u64);
     loop {
         line.clear();
         let most = limits.tar_split_line_bytes;
-        let found = text.by_ref().take(most + 1).read_until(b'\n', &mut line).map_err(broken)? as u64;
+        let found =
+            text.by_ref().take(most.saturating_add(1)).read_until(b'\n', &mut line).map_err(broken)? as u64;
         if found == 0 {
             break;
         }
@@ -123,7 +125,8 @@ fn sum(stored: &[u8], json: u64, limits: &Limits) -> Result<u64, Error> {
 
 /// Bytes of the tar that a line stands for.
 fn part(line: &[u8]) -> Result<u64, Cow<'static, str>> {
-    let Line { kind, size, payload } = serde_json::from_slice(line).map_err(|error| error.to_string())?;
+    let Line { kind, size, payload } =
+        serde_json::from_slice(line).map_err(|error| shorten(&error.to_string()))?;
     match kind {
         // A file, whose payload is a checksum.
         1 => Ok(size),
@@ -195,6 +198,8 @@ mod tests {
             }
         }
         assert_eq!(read(&file(LENGTH)), Ok(LENGTH));
+        let error = read(&format!("{{\"type\":\"{}\"}}", "x".repeat(900))).unwrap_err();
+        assert!(error.to_string().len() < 400, "{error}");
     }
 
     #[test]
