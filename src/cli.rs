@@ -580,7 +580,8 @@ pub struct LoginCheckArgs {
 
 /// `lazurite status`
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  lazurite status\n  lazurite status --json | jq '.fallbacks.counts'\n\n\
+#[command(after_help = "Examples:\n  lazurite status\n  lazurite status --json | jq '.fallbacks.counts'\n  \
+    lazurite status --address /run/lazurite-store/store.sock\n\n\
     What is printed below a layer is the last thing that went wrong with it, with its\n\
     reason code in front; docs/OPERATIONS.md says what to do about each.")]
 pub struct StatusArgs {

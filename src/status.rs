@@ -1,8 +1,9 @@
-//! `lazurite status`: the lazy layers, and what became of those that could not be lazy.
+//! `lazurite status`: the lazy layers, of a store who uses them, and what became of those that could not be lazy.
 //!
 //! Asks the daemon's control socket and puts together what it says; decides nothing.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::io::Write as _;
 
 use proto::control::{
@@ -10,6 +11,7 @@ use proto::control::{
 };
 use serde_json::{Value, json};
 use snapshotter::LayerRequest;
+use tonic::Code;
 
 use crate::cache::state;
 use crate::cli::StatusArgs;
@@ -33,13 +35,16 @@ pub async fn run(args: &StatusArgs, config: &Config) -> anyhow::Result<()> {
     let slots = slots.map_err(refused("cannot list the slots"))?.into_inner().slots;
     let layers = daemon.list_layers(ListLayersRequest {}).await;
     let layers = layers.map_err(refused("cannot list the layers"))?.into_inner().layers;
-    let fallbacks = daemon.list_fallbacks(ListFallbacksRequest {}).await;
-    let fallbacks = fallbacks.map_err(refused("cannot list the layers left to containerd"))?.into_inner();
+    let fallbacks = match daemon.list_fallbacks(ListFallbacksRequest {}).await {
+        Ok(fallbacks) => Some(fallbacks.into_inner()),
+        Err(status) if status.code() == Code::Unimplemented => None,
+        Err(status) => return Err(refused("cannot list the layers left to containerd")(status)),
+    };
     let rows = rows(&slots, &layers)?;
     let mut out = std::io::stdout();
     match args.json {
-        true => writeln!(out, "{}", serde_json::to_string_pretty(&as_json(&rows, &fallbacks))?)?,
-        false => write!(out, "{}", table(&rows, &fallbacks))?,
+        true => writeln!(out, "{}", serde_json::to_string_pretty(&as_json(&rows, fallbacks.as_ref()))?)?,
+        false => write!(out, "{}", table(&rows, fallbacks.as_ref()))?,
     }
     Ok(())
 }
@@ -52,6 +57,8 @@ struct Row<'a> {
     layer: Option<&'a Layer>,
     /// What went wrong last, with the reason code in front; empty for nothing.
     error: &'a str,
+    /// How many say that they use it, of a store.
+    uses: u64,
 }
 
 impl Row<'_> {
@@ -70,12 +77,14 @@ fn rows<'a>(slots: &'a [Slot], layers: &'a [Layer]) -> anyhow::Result<Vec<Row<'a
     let row = |slot: &'a Slot| {
         let layer = of.get(&slot.slot).copied();
         let error = layer.map_or(&slot.error, |layer| &layer.error);
-        Ok(Row { slot: slot.slot, request: serde_json::from_slice(&slot.layer)?, layer, error })
+        let request = serde_json::from_slice(&slot.layer)?;
+        Ok(Row { slot: slot.slot, request, layer, error, uses: slot.uses })
     };
     slots.iter().map(row).collect()
 }
 
-fn as_json(rows: &[Row<'_>], fallbacks: &ListFallbacksResponse) -> Value {
+/// Without `fallbacks` it is a store, which knows who uses what.
+fn as_json(rows: &[Row<'_>], fallbacks: Option<&ListFallbacksResponse>) -> Value {
     let row = |row: &Row<'_>| {
         json!({
             "slot": row.slot,
@@ -85,6 +94,7 @@ fn as_json(rows: &[Row<'_>], fallbacks: &ListFallbacksResponse) -> Value {
             "blob_digest": row.request.layer_digest,
             "content_bytes": row.layer.map(|layer| layer.content_bytes),
             "local_bytes": row.layer.map(|layer| layer.local_bytes),
+            "uses": fallbacks.is_none().then_some(row.uses),
             "error": row.error.split_once(": ").map(|(reason, message)| {
                 json!({ "reason": reason, "message": message })
             }),
@@ -100,23 +110,31 @@ fn as_json(rows: &[Row<'_>], fallbacks: &ListFallbacksResponse) -> Value {
     };
     json!({
         "layers": rows.iter().map(row).collect::<Vec<_>>(),
-        "fallbacks": {
+        "fallbacks": fallbacks.map(|fallbacks| json!({
             "counts": fallbacks.counts.iter().collect::<BTreeMap<_, _>>(),
             "last": fallbacks.last.iter().map(fallback).collect::<Vec<_>>(),
-        },
+        })),
     })
 }
 
-fn table(rows: &[Row<'_>], fallbacks: &ListFallbacksResponse) -> String {
+fn table(rows: &[Row<'_>], fallbacks: Option<&ListFallbacksResponse>) -> String {
+    let uses = |uses: &dyn Display| fallbacks.map_or_else(|| format!("{uses:>4}  "), |_| String::new());
     let mut text = format!(
-        "{:>5}  {:<9}  {:>10}  {:>10}  {:<12}  {}\n",
-        "SLOT", "STATE", "LOCAL", "OF", "LAYER", "IMAGE"
+        "{:>5}  {}{:<9}  {:>10}  {:>10}  {:<12}  {}\n",
+        "SLOT",
+        uses(&"USES"),
+        "STATE",
+        "LOCAL",
+        "OF",
+        "LAYER",
+        "IMAGE"
     );
     for row in rows {
         let bytes = |bytes: fn(&Layer) -> u64| row.layer.map_or("-".to_owned(), |layer| size(bytes(layer)));
         text += &format!(
-            "{:>5}  {:<9}  {:>10}  {:>10}  {:<12}  {}\n",
+            "{:>5}  {}{:<9}  {:>10}  {:>10}  {:<12}  {}\n",
             row.slot,
+            uses(&row.uses),
             row.state(),
             bytes(|layer| layer.local_bytes),
             bytes(|layer| layer.content_bytes),
@@ -127,6 +145,7 @@ fn table(rows: &[Row<'_>], fallbacks: &ListFallbacksResponse) -> String {
             text += &format!("       {}\n", printable(row.error));
         }
     }
+    let Some(fallbacks) = fallbacks else { return text };
     if fallbacks.counts.is_empty() {
         return text + "No layer was left to containerd since the daemon started.\n";
     }
@@ -171,7 +190,7 @@ mod tests {
             below: Vec::new(),
             labels: BTreeMap::new(),
         };
-        Slot { slot, layer: serde_json::to_vec(&request).unwrap(), error: error.to_owned() }
+        Slot { slot, layer: serde_json::to_vec(&request).unwrap(), error: error.to_owned(), uses: slot }
     }
 
     fn layer(slots: &[u64], state: State, error: &str) -> Layer {
@@ -212,7 +231,7 @@ mod tests {
     #[test]
     fn a_table_says_what_is_in_each_slot_and_why_others_are_not() {
         let (slots, layers, fallbacks) = example();
-        let text = table(&rows(&slots, &layers).unwrap(), &fallbacks);
+        let text = table(&rows(&slots, &layers).unwrap(), Some(&fallbacks));
         let expected = " SLOT  STATE           LOCAL          OF  LAYER         IMAGE
     1  lazy         1.00 MiB    4.00 MiB  a00000000000  r.example/app:1
        timeout: no answer
@@ -232,7 +251,7 @@ d00000000000  not_found: about not_found
 c00000000000  auth_denied: about auth_denied
 ";
         assert_eq!(text, expected);
-        let nothing = table(&[], &ListFallbacksResponse::default());
+        let nothing = table(&[], Some(&ListFallbacksResponse::default()));
         assert!(
             nothing.ends_with("No layer was left to containerd since the daemon started.\n"),
             "{nothing}"
@@ -242,7 +261,7 @@ c00000000000  auth_denied: about auth_denied
     #[test]
     fn json_has_reasons_and_messages_apart() {
         let (slots, layers, fallbacks) = example();
-        let said = as_json(&rows(&slots, &layers).unwrap(), &fallbacks);
+        let said = as_json(&rows(&slots, &layers).unwrap(), Some(&fallbacks));
         assert_eq!(
             said["layers"][3]["error"],
             json!({ "reason": "auth_denied", "message": "auth failed: \u{1b}x" })
@@ -255,5 +274,22 @@ c00000000000  auth_denied: about auth_denied
         assert_eq!(said["fallbacks"]["counts"], json!({ "auth_denied": 12, "no_toc_digest": 3 }));
         assert_eq!(said["fallbacks"]["last"][0]["blob_digest"], Value::Null);
         assert_eq!(said["fallbacks"]["last"][2]["reason"], "not_found");
+        assert_eq!(said["layers"][0]["uses"], Value::Null);
+    }
+
+    #[test]
+    fn a_store_has_users_and_leaves_nothing_to_containerd() {
+        let (slots, layers, _) = example();
+        let rows = rows(&slots[1..4], &layers).unwrap();
+        let expected = " SLOT  USES  STATE           LOCAL          OF  LAYER         IMAGE
+    2     2  graduated    1.00 MiB    4.00 MiB  a00000000000  r.example/app:2
+    3     3  lazy         1.00 MiB    4.00 MiB  a00000000000  r.example/app:3
+       timeout: no answer
+    4     4  error               -           -  a00000000000  r.example/app:4
+       auth_denied: auth failed: x
+";
+        assert_eq!(table(&rows, None), expected);
+        let said = as_json(&rows, None);
+        assert_eq!((&said["layers"][1]["uses"], &said["fallbacks"]), (&json!(3), &Value::Null));
     }
 }

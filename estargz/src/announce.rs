@@ -3,7 +3,7 @@
 //! Pure. The names of annotations are here.
 
 use crate::inflate::Compression;
-use crate::{Digest, Position};
+use crate::{Digest, Position, TarSplit};
 
 /// The digest of the TOC's JSON; eStargz, and zstd:chunked as stargz-snapshotter writes it.
 pub(crate) const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
@@ -44,6 +44,18 @@ pub fn announced_digest<'a>(
     annotation: impl Fn(&str) -> Option<&'a str>,
 ) -> Option<&'a str> {
     annotation(TOC_DIGEST).or_else(|| of_zstd_chunked(compression, &annotation, "manifest-checksum"))
+}
+
+/// Reads what the annotations say of the tar-split, by which the length of the layer's tar can be told. `None` if they say
+/// nothing of it, as for any layer but podman's zstd:chunked.
+pub fn announced_tar_split<'a>(
+    compression: Compression,
+    annotation: impl Fn(&str) -> Option<&'a str>,
+) -> Option<TarSplit> {
+    let position = of_zstd_chunked(compression, &annotation, "tarsplit-position")?;
+    let digest = of_zstd_chunked(compression, &annotation, "tarsplit-checksum");
+    let position = Position::parse_tar_split(position)?;
+    Some(TarSplit { position, digest: digest.and_then(|digest| digest.parse().ok()) })
 }
 
 fn of_zstd_chunked<'a>(
@@ -94,5 +106,31 @@ mod tests {
         assert!(announced(Compression::Zstd, podman).is_some());
         assert_eq!(announced(Compression::Gzip, podman), None);
         assert_eq!(announced_digest(Compression::Zstd, |_| Some("x")), Some("x"));
+    }
+
+    #[test]
+    fn a_tar_split_has_a_position_and_perhaps_a_digest() {
+        let of = |compression, position: Option<&str>, checksum: Option<&str>| {
+            announced_tar_split(compression, |key| match key.strip_prefix(PREFIX)? {
+                "tarsplit-position" => position,
+                "tarsplit-checksum" => checksum,
+                _ => None,
+            })
+        };
+        let (digest, position) = (Digest::of(b"a"), Position { offset: 10, stored: 20, json: 30 });
+        let (zstd, text) = (Compression::Zstd, digest.to_string());
+        assert_eq!(of(zstd, Some("10:20:30"), None), Some(TarSplit { position, digest: None }));
+        assert_eq!(
+            of(zstd, Some("10:20:30"), Some(&text)),
+            Some(TarSplit { position, digest: Some(digest) })
+        );
+        assert_eq!(of(zstd, Some("10:20:30"), Some("x")), Some(TarSplit { position, digest: None }));
+        assert_eq!(of(Compression::Gzip, Some("10:20:30"), None), None);
+        for bad in
+            ["", "10", "10:20", "10:20:30:1", "10:20:-1", "10:20:+1", "10::30", "10:20:99999999999999999999"]
+        {
+            assert_eq!(of(zstd, Some(bad), Some(&text)), None, "{bad}");
+        }
+        assert_eq!(of(zstd, None, Some(&text)), None);
     }
 }

@@ -8,8 +8,8 @@ use crate::Digest;
 ///
 /// [`Truncated`](Error::Truncated), [`BadMember`](Error::BadMember) and
 /// [`ChunkDigestMismatch`](Error::ChunkDigestMismatch) say that *these bytes* are wrong: another host may serve
-/// the right ones. After [`NotEstargz`](Error::NotEstargz) the blob can still be unpacked as an ordinary layer.
-/// All others say that the layer itself must not be mounted lazily.
+/// the right ones. After [`NotEstargz`](Error::NotEstargz) the blob can still be unpacked as an ordinary layer,
+/// and [`BadTarSplit`](Error::BadTarSplit) says nothing of the layer's contents. All others say that the layer itself must not be mounted lazily.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -51,6 +51,13 @@ pub enum Error {
         column: usize,
         /// The JSON parser's message.
         why: String,
+    },
+
+    /// The tar-split is not one, or not where or what it is said to be. The layer can be mounted all the same.
+    #[error("the length of the layer's tar cannot be told from its tar-split: {why}")]
+    BadTarSplit {
+        /// What is wrong with it.
+        why: Cow<'static, str>,
     },
 
     /// One entry of the TOC contradicts the format, another entry, or the blob.

@@ -106,7 +106,7 @@ impl Footer {
     }
 }
 
-/// Where the TOC of a zstd:chunked blob is.
+/// Where the TOC of a zstd:chunked blob is, or its tar-split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Position {
     /// Blob offset of the compressed JSON, behind the header of its skippable frame.
@@ -120,13 +120,16 @@ pub struct Position {
 impl Position {
     /// Reads the annotation `...zstd-chunked.manifest-position`: `offset:stored:json:1`.
     pub fn parse(text: &str) -> Option<Position> {
-        let mut numbers = text.split(':').map(|number| match number.bytes().all(|b| b.is_ascii_digit()) {
-            true => number.parse().ok(),
-            false => None,
-        });
+        let (position, kind) = text.rsplit_once(':')?;
+        if number(kind)? == KIND { Position::parse_tar_split(position) } else { None }
+    }
+
+    /// Reads the annotation `...zstd-chunked.tarsplit-position`: `offset:stored:json`.
+    pub fn parse_tar_split(text: &str) -> Option<Position> {
+        let mut numbers = text.split(':').map(number);
         let mut next = || numbers.next().flatten();
         let position = Position { offset: next()?, stored: next()?, json: next()? };
-        (next()? == KIND && numbers.next().is_none()).then_some(position)
+        numbers.next().is_none().then_some(position)
     }
 
     /// The same as a footer of a blob whose TOC must end before `end`.
@@ -145,6 +148,11 @@ impl Position {
             _ => Err(bad(format!("{stored} bytes there do not lie before {end}"))),
         }
     }
+}
+
+/// Digits, and nothing else.
+fn number(text: &str) -> Option<u64> {
+    if text.bytes().all(|byte| byte.is_ascii_digit()) { text.parse().ok() } else { None }
 }
 
 /// Parses the last [`MAX_LEN`] bytes of a blob of `blob_size` bytes.

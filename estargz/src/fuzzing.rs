@@ -11,8 +11,8 @@ use flate2::bufread::MultiGzDecoder;
 
 use crate::writer::{self, Dialect, Pattern, Target as Form};
 use crate::{
-    ChunkSpec, Compression, Content, DecodedMember, Digest, Error, Format, Kind, Limits, Opener, Step, Toc,
-    TocJson, decode_member, headers, inflate,
+    ChunkSpec, Compression, Content, DecodedMember, Digest, Error, Format, Kind, Limits, Opener, Position,
+    Step, TarSplit, Toc, TocJson, decode_member, headers, inflate,
 };
 
 /// Limits small enough that a fuzzer reaches them.
@@ -28,6 +28,8 @@ pub fn limits() -> Limits {
         chunk_bytes: 64 << 10,
         member_bytes: 512 << 10,
         link_depth: 16,
+        tar_split_bytes: 256 << 10,
+        tar_split_line_bytes: 4 << 10,
     }
 }
 
@@ -36,12 +38,13 @@ pub fn limits() -> Limits {
 pub type Target = (&'static str, fn(&[u8]), fn(usize) -> usize);
 
 /// All targets. The ceilings follow from [`limits`] and the costs that [`Limits`] documents.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     ("footer", footer, opening),
     ("blob", blob, opening),
     ("toc", toc, parsing),
     ("member", member, decoding),
     ("whole", whole, decoding_all),
+    ("tar_split", tar_split, summing),
     ("writer_tar", writer_tar, writing),
 ];
 
@@ -64,6 +67,11 @@ fn decoding(len: usize) -> usize {
 /// extension's records are held along with it.
 fn decoding_all(len: usize) -> usize {
     len + 16 * limits().member_bytes as usize + DECODER
+}
+
+/// The target compresses its input; a growing line is held twice while it is moved.
+fn summing(len: usize) -> usize {
+    len + 3 * limits().tar_split_line_bytes as usize + 2 * DECODER
 }
 
 /// Members are allocated here and freed elsewhere, so all that the output's limit lets through counts, with rows that
@@ -207,6 +215,35 @@ fn seal(tar: &mut [u8]) {
             let sum: u32 = block.iter().map(|&byte| u32::from(byte)).sum();
             block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
         }
+    }
+}
+
+/// `data` is a tar-split, compressed or not.
+pub fn tar_split(data: &[u8]) {
+    let limits = limits();
+    let length = |stored: &[u8], json: u64| {
+        let position = Position { offset: 1, stored: stored.len() as u64, json };
+        let split = TarSplit { position, digest: None };
+        let range = split.range(u64::MAX, &limits)?;
+        assert!(range.end - range.start == stored.len() as u64 && json <= limits.tar_split_bytes);
+        split.tar_length(stored, None, &limits)
+    };
+    let sizes: Vec<u64> = (0..19).map(|bits| (1 << bits) - 1).collect();
+    let fits = sizes.iter().filter(|&&json| length(data, json).is_ok()).count();
+    assert!(fits <= 1, "one tar-split has several lengths");
+    let Ok(stored) = zstd::encode_all(data, 1) else { return };
+    let whole = length(&stored, data.len() as u64);
+    assert!(whole.as_ref().map_or(true, |&length| length <= i64::MAX as u64));
+    let wrong = Digest::of(&[0]);
+    let split =
+        TarSplit { position: Position { offset: 0, stored: 1, json: data.len() as u64 }, digest: None };
+    assert!(split.tar_length(&stored, Some(wrong), &limits).is_err());
+    // Frames that follow one another are added up, if none ends within a line.
+    if let Ok(length_of_one) = whole
+        && data.ends_with(b"\n")
+        && let Ok(twice) = length(&[&stored[..], &stored].concat(), 2 * data.len() as u64)
+    {
+        assert_eq!(twice, 2 * length_of_one);
     }
 }
 

@@ -51,11 +51,7 @@ impl<'a> Inflate<'a> {
         let corrupt = |error: std::io::Error| Fault::Corrupt(error.to_string().into());
         match compression {
             Compression::Gzip => Ok(Inflate::Gzip(Box::new(GzDecoder::new(compressed)))),
-            Compression::Zstd => {
-                let mut decoder = zstd::Decoder::with_buffer(compressed).map_err(corrupt)?;
-                decoder.window_log_max(WINDOW_LOG).map_err(corrupt)?;
-                Ok(Inflate::Zstd(decoder))
-            }
+            Compression::Zstd => Ok(Inflate::Zstd(zstd_stream(compressed).map_err(corrupt)?)),
         }
     }
 
@@ -86,6 +82,13 @@ impl<'a> Inflate<'a> {
         }
         Ok(())
     }
+}
+
+/// The decompressed bytes of zstd frames that follow one another.
+pub(crate) fn zstd_stream(compressed: &[u8]) -> std::io::Result<zstd::Decoder<'static, &[u8]>> {
+    let mut decoder = zstd::Decoder::with_buffer(compressed)?;
+    decoder.window_log_max(WINDOW_LOG)?;
+    Ok(decoder)
 }
 
 /// Why not all of the members could be decoded.

@@ -54,10 +54,11 @@ mod inflate;
 mod limits;
 mod member;
 mod open;
+mod split;
 mod toc;
 pub mod writer;
 
-pub use announce::{Announced, announced, announced_digest};
+pub use announce::{Announced, announced, announced_digest, announced_tar_split};
 pub use digest::Digest;
 pub use error::Error;
 pub use footer::{Format, Position};
@@ -66,6 +67,7 @@ pub use inflate::Compression;
 pub use limits::Limits;
 pub use member::{ChunkSpec, DecodedMember, VerifiedChunk, decode_member};
 pub use open::{Opener, Step};
+pub use split::TarSplit;
 pub use toc::{Chunk, Inode, Kind, Landmark, Member, Timestamp, Toc, TocJson, VerifiedToc};
 pub use writer::tar::Kind as TarKind;
 

@@ -29,6 +29,11 @@ pub struct Limits {
     pub member_bytes: u64,
     /// Hard links to go through from a name to its file. Default 64.
     pub link_depth: u32,
+    /// Bytes of a tar-split's JSON, which is read line by line. Default 1 GiB (writers need about 1100 bytes per entry). As
+    /// stored in the blob it may have `toc_compressed_bytes`.
+    pub tar_split_bytes: u64,
+    /// Bytes of one line of it. Default 4 MiB (writers cut what is long into segments of 1 MiB).
+    pub tar_split_line_bytes: u64,
 }
 
 impl Default for Limits {
@@ -45,6 +50,8 @@ impl Default for Limits {
             chunk_bytes: 64 * MIB,
             member_bytes: 256 * MIB,
             link_depth: 64,
+            tar_split_bytes: 1 << 30,
+            tar_split_line_bytes: 4 * MIB,
         }
     }
 }

@@ -158,6 +158,7 @@ pub struct Toc {
     members: Vec<Member>,
     landmark: Landmark,
     lossy_names: bool,
+    tar_split: Option<Digest>,
 }
 
 impl Toc {
@@ -199,6 +200,12 @@ impl Toc {
     /// place of bytes that are not UTF-8, so the true names of such a layer cannot be told from its TOC.
     pub fn lossy_names(&self) -> bool {
         self.lossy_names
+    }
+
+    /// sha256 of the tar-split as it is compressed in the blob, where the TOC names it: podman's zstd:chunked since
+    /// containers/storage 1.54.
+    pub fn tar_split(&self) -> Option<Digest> {
+        self.tar_split
     }
 
     /// Index of the inode at `path`, names separated by `/`, from the root. Symbolic links are not followed;

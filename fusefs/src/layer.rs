@@ -34,6 +34,7 @@ pub struct Layer {
     engine: Arc<Engine>,
     blob_digest: String,
     blob_size: u64,
+    tar_split: Option<Digest>,
     last_error: Mutex<Option<String>>,
     changed: AtomicU64,
     /// Seconds since the epoch.
@@ -72,7 +73,7 @@ pub enum Audits {
 const MAX_UNDECODABLE: u32 = 8;
 
 impl Layer {
-    /// Bonds the parts of a layer whose blob is `blob_size` bytes long.
+    /// Bonds the parts of a layer whose blob is `blob_size` bytes long and whose TOC names this tar-split.
     pub fn new(
         index: Index,
         store: Store,
@@ -80,6 +81,7 @@ impl Layer {
         engine: Arc<Engine>,
         blob_digest: String,
         blob_size: u64,
+        tar_split: Option<Digest>,
     ) -> Layer {
         let audit =
             Audit { wanted: engine.config().audits, failed: OnceLock::new(), undecodable: AtomicU32::new(0) };
@@ -95,6 +97,7 @@ impl Layer {
             engine,
             blob_digest,
             blob_size,
+            tar_split,
             last_error: Mutex::new(None),
             changed: AtomicU64::new(now()),
             used: AtomicU64::new(seconds()),
@@ -115,6 +118,11 @@ impl Layer {
     /// Size of the compressed blob, in bytes.
     pub fn blob_size(&self) -> u64 {
         self.blob_size
+    }
+
+    /// Digest of the tar-split in its blob, where its TOC names one.
+    pub fn tar_split(&self) -> Option<Digest> {
+        self.tar_split
     }
 
     /// Its tree.

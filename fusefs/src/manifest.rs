@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use estargz::{Announced, Compression, Digest};
+use estargz::{Announced, Compression, Digest, TarSplit};
 use oci_spec::image::{Descriptor, ImageIndex, ImageManifest};
 use parking_lot::Mutex;
 use registry::{Reference, Registry};
@@ -38,6 +38,8 @@ pub struct ManifestLayer {
     pub media_type: String,
     /// Bytes of its tar, where they are annotated.
     pub diff_size: Option<u64>,
+    /// Where they can be told from.
+    pub tar_split: Option<TarSplit>,
 }
 
 impl ManifestLayer {
@@ -196,6 +198,7 @@ fn layer(layer: &Descriptor) -> ManifestLayer {
         digest: layer.digest().to_string(),
         size: layer.size(),
         toc: estargz::announced(compression, annotation),
+        tar_split: estargz::announced_tar_split(compression, annotation),
         media_type: layer.media_type().to_string(),
         diff_size: annotation(DIFF_SIZE_ANNOTATION).and_then(|size| size.parse().ok()),
     }
@@ -219,6 +222,7 @@ mod tests {
         let zstd = serde_json::json!({
             "io.github.containers.zstd-chunked.manifest-checksum": A,
             "io.github.containers.zstd-chunked.manifest-position": "10:20:30:1",
+            "io.github.containers.zstd-chunked.tarsplit-position": "38:5:6",
         });
         let manifest = serde_json::json!({
             "schemaVersion": 2,
@@ -240,6 +244,9 @@ mod tests {
         assert_eq!(found, [toc(B, None), None, toc(A, Some(position)), None]);
         assert_eq!((layers[0].diff_size, layers[0].media_type.ends_with("+gzip")), (Some(9), true));
         assert_eq!(layers[1].diff_size, None);
+        let position = estargz::Position { offset: 38, stored: 5, json: 6 };
+        let splits: Vec<_> = layers.iter().map(|layer| layer.tar_split).collect();
+        assert_eq!(splits, [None, None, Some(TarSplit { position, digest: None }), None]);
         assert_eq!(platform_manifest(manifest.to_string().as_bytes()), None);
         for other in [&b""[..], b"{}", b"[1]", b"\xff"] {
             assert_eq!(parse(other), (None, vec![]));

@@ -371,11 +371,11 @@ impl Plane {
         &self,
         request: &AttachRequest,
         deadline: Instant,
-    ) -> Result<(), AttachError> {
+    ) -> Result<Arc<Layer>, AttachError> {
         let spec = spec_of(request);
         let lock = self.lock(spec.toc_digest);
         let _locked = lock.lock().await;
-        self.open(&spec, deadline).await.map(drop)
+        self.open(&spec, deadline).await
     }
 
     /// Where it keeps its data.

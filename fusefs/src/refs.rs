@@ -16,6 +16,7 @@ pub mod image;
 pub mod info;
 pub mod name;
 pub mod record;
+mod split;
 mod state;
 mod tidy;
 
@@ -38,6 +39,7 @@ use tokio::{runtime::Handle, sync::watch, time::Instant};
 
 use crate::{
     index::{Attr, Index},
+    layer::Layer,
     manifest,
     plane::{AttachRequest, Below, Fill, PARALLEL_OPENS, Plane},
     resolve::AttachError,
@@ -45,7 +47,7 @@ use crate::{
 use blob::Blobs;
 use name::Place;
 use record::{By, Entry, Files, LayerRecord, RefRecord};
-use state::{Job, Progress, State};
+use state::{Job, Progress, State, Uncounted};
 
 /// Changes of counts are written together.
 const WRITE_AFTER: Duration = Duration::from_millis(200);
@@ -145,6 +147,13 @@ impl Refs {
             .collect();
         shown.sort_by_key(|(slot, _)| *slot);
         shown
+    }
+
+    /// How many say that they use the layer in a slot.
+    pub fn uses(&self, slot: u64) -> u64 {
+        let state = self.state.lock();
+        let layer = u32::try_from(slot).ok().and_then(|slot| state.layer(slot));
+        layer.map_or(0, |(_, layer, by)| layer.entry(by).uses)
     }
 
     /// The TOC digests of all layers that may be asked for.
@@ -523,22 +532,27 @@ impl Refs {
         let Some(plane) = self.plane.upgrade() else { return };
         let is_ready = |slot| self.is_in_slot(slot) && self.state.lock().ready.contains(&slot);
         let missing: Vec<_> = requests.into_iter().filter(|(entry, _)| !is_ready(entry.slot)).collect();
-        let opener = plane.clone();
+        let opener = (self.clone(), plane.clone());
         let open = move |(entry, request): (Entry, AttachRequest)| {
-            let plane = opener.clone();
+            let (refs, plane) = opener.clone();
             async move {
-                let opened = plane.open_ahead(&request, deadline).await;
+                let opened = match plane.open_ahead(&request, deadline).await {
+                    Ok(layer) => Ok(refs.tar_length(entry.slot, layer, deadline).await),
+                    Err(error) => Err(error),
+                };
                 (entry, request, opened)
             }
         };
         let mut opening = stream::iter(missing).map(open).buffered(PARALLEL_OPENS);
         while let Some((entry, request, opened)) = opening.next().await {
             let attached = match opened {
-                Ok(()) => plane.attach_by(u64::from(entry.slot), &request, deadline).await.map(drop),
+                Ok(length) => {
+                    plane.attach_by(u64::from(entry.slot), &request, deadline).await.map(|_| length)
+                }
                 Err(error) => Err(error),
             };
             match attached {
-                Ok(()) => self.note_shown(&plane, entry.slot).await,
+                Ok(length) => self.note_shown(&plane, entry.slot, length).await,
                 Err(error) => tracing::warn!(
                     reference = %request.reference, layer = request.blob_digest, reason = error.reason(), %error,
                     "the layer is not shown: it is pulled instead"
@@ -547,14 +561,27 @@ impl Refs {
         }
     }
 
+    /// Bytes of the tar of a layer that is about to be shown, if they are not known and its tar-split tells.
+    async fn tar_length(&self, slot: u32, layer: Arc<Layer>, deadline: Instant) -> Option<u64> {
+        let uncounted = self.state.lock().uncounted(slot)?;
+        let split = match uncounted {
+            Uncounted::As(length) => return Some(length),
+            Uncounted::By(split) => split,
+        };
+        // Doing without is better than coming too late.
+        let left = deadline.saturating_duration_since(Instant::now());
+        split::tar_length(layer, split, Instant::now() + left / 2).await
+    }
+
     /// Notes that a slot is filled, on disk first: what a lookup has named must come back after a crash.
-    async fn note_shown(self: &Arc<Self>, plane: &Plane, slot: u32) {
+    async fn note_shown(self: &Arc<Self>, plane: &Plane, slot: u32, length: Option<u64>) {
         let size = plane.layer(u64::from(slot)).map(|layer| tar_size(layer.index()));
         let number = {
             let mut state = self.state.lock();
             let Some((layer, by)) = state.layer_mut(slot) else { return };
             layer.entry_mut(by).shown = true;
             layer.estimated_size = size;
+            layer.diff_size = layer.diff_size.or(length);
             state.slots[&slot]
         };
         let refs = self.clone();

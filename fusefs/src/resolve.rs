@@ -8,7 +8,7 @@
 //!     index         the mapped index
 //!     data/<node>   contents of regular files, sparse until filled
 //!     filled        which chunks are verified and on disk
-//!     layer.json    {"version":1,"blob_digest":...,"blob_size":...}
+//!     layer.json    {"version":1,"blob_digest":...,"blob_size":...,"tar_split":<digest, if the TOC names one>}
 //! ```
 //!
 //! The directory is keyed by the TOC digest because that is the only digest a lazy layer is verified against: keyed by
@@ -145,6 +145,9 @@ struct Record {
     version: u32,
     blob_digest: String,
     blob_size: u64,
+    /// Digest of the tar-split, where the TOC names it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tar_split: Option<Digest>,
 }
 
 const RECORD_VERSION: u32 = 1;
@@ -198,7 +201,7 @@ impl Resolver {
         // The size on record is that of the blob the index came from; another blob of the same TOC may differ.
         let size = spec.blob_size.or((record.blob_digest == spec.blob_digest).then_some(record.blob_size));
         let source = self.source(spec, size)?;
-        self.bond(&dir, index, source, &spec.blob_digest, record.blob_size)
+        self.bond(&dir, index, source, &spec.blob_digest, &record)
     }
 
     /// Opens a layer from its blob: one ranged request if the blob's size is known and its TOC is not unusually large.
@@ -287,14 +290,19 @@ impl Resolver {
             // What was made is deleted with other leftovers; without its record it is never opened.
             return Err(AttachError::MemberTooLong { blob: spec.blob_digest.clone(), bytes });
         }
-        let record = Record { version: RECORD_VERSION, blob_digest: spec.blob_digest.clone(), blob_size };
+        let record = Record {
+            version: RECORD_VERSION,
+            blob_digest: spec.blob_digest.clone(),
+            blob_size,
+            tar_split: toc.tar_split(),
+        };
         let text = serde_json::to_vec(&record).map_err(|e| io(e.into()))?;
         // Not synced either, for the same reason.
         let path = dir.join("layer.json");
         let temporary = path.with_extension("tmp");
         fs::write(&temporary, &text).and_then(|()| fs::rename(&temporary, &path)).map_err(io)?;
         let source = self.source(spec, Some(blob_size))?;
-        self.bond(&dir, index, source, &spec.blob_digest, blob_size)
+        self.bond(&dir, index, source, &spec.blob_digest, &record)
     }
 
     fn bond(
@@ -303,14 +311,15 @@ impl Resolver {
         index: Index,
         source: Source,
         blob_digest: &str,
-        blob_size: u64,
+        record: &Record,
     ) -> Result<Arc<Layer>, AttachError> {
         let graduated = graduate::read(dir);
         let durable = if graduated.is_some() { Durable::All } else { Durable::AsMapped };
         let store = Store::open(dir, &index, self.boot, durable)
             .map_err(|error| AttachError::Io { path: dir.to_owned(), error })?;
         let (sources, engine) = (Sources::new(source), self.engine.clone());
-        let layer = Layer::new(index, store, sources, engine, blob_digest.to_owned(), blob_size);
+        let &Record { blob_size, tar_split, .. } = record;
+        let layer = Layer::new(index, store, sources, engine, blob_digest.to_owned(), blob_size, tar_split);
         if let Some(graduated) = graduated {
             layer.note_graduated(graduated);
         }

@@ -20,7 +20,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status};
 
 use super::cri::OnPull;
-use super::plane::{Absent, Port};
+use super::plane::{self, Absent, Port};
 
 /// The control socket of the daemon whose socket for containerd is `address`.
 pub fn address(address: &Path) -> PathBuf {
@@ -82,17 +82,24 @@ impl Control for Service {
 
     async fn list_slots(&self, _: Request<ListSlotsRequest>) -> Result<Response<ListSlotsResponse>, Status> {
         let internal = |error: String| Status::internal(error);
-        let Role::Snapshotter(snapshotter) = &self.role else {
-            // It keeps what it shows by references, in its own records.
-            return Ok(Response::new(ListSlotsResponse::default()));
+        let (remotes, refs) = match &self.role {
+            Role::Snapshotter(snapshotter) => {
+                let remotes = snapshotter.remote_snapshots().await;
+                (remotes.map_err(|error| internal(error.to_string()))?, None)
+            }
+            Role::Store(refs, _) => {
+                let shown = refs.shown().into_iter();
+                let remote = |(slot, request)| Remote { slot, request: plane::describe(&request) };
+                (shown.map(remote).collect(), Some(refs))
+            }
         };
-        let remotes = snapshotter.remote_snapshots().await.map_err(|error| internal(error.to_string()))?;
         let absent = self.absent.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let error = |slot| absent.get(&slot).cloned().unwrap_or_default();
         let slots = remotes
             .iter()
             .map(|&Remote { slot, ref request }| {
-                Ok(Slot { slot, layer: serde_json::to_vec(request)?, error: error(slot) })
+                let uses = refs.map_or(0, |refs| refs.uses(slot));
+                Ok(Slot { slot, layer: serde_json::to_vec(request)?, error: error(slot), uses })
             })
             .collect::<Result<_, serde_json::Error>>()
             .map_err(|error| internal(error.to_string()))?;
@@ -116,7 +123,7 @@ impl Control for Service {
         _: Request<ListFallbacksRequest>,
     ) -> Result<Response<ListFallbacksResponse>, Status> {
         let Role::Snapshotter(snapshotter) = &self.role else {
-            return Ok(Response::new(ListFallbacksResponse::default()));
+            return Err(Status::unimplemented("a store leaves nothing to containerd"));
         };
         let counts = snapshotter.fallback_counts();
         let counts = counts.into_iter().map(|(reason, count)| (reason.to_string(), count)).collect();

@@ -105,6 +105,22 @@ pub async fn link(snapshotter: &Snapshotter<Port>, slot: u64, tree: &Path) {
     }
 }
 
+/// A layer of a store, as if labels had named it.
+pub fn describe(request: &AttachRequest) -> LayerRequest {
+    LayerRequest {
+        target: String::new(),
+        reference: request.reference.to_string(),
+        layer_digest: request.blob_digest.clone(),
+        toc_digest: request.toc_digest.to_string(),
+        manifest_digest: None,
+        neighbours: Vec::new(),
+        prefetch_bytes: None,
+        background_fetch: None,
+        below: Vec::new(),
+        labels: BTreeMap::new(),
+    }
+}
+
 /// What the data plane needs of a layer's labels; `snapshots` is the directory of all snapshots.
 pub fn request(layer: &LayerRequest, snapshots: &Path) -> Result<AttachRequest, AttachError> {
     let bad = |what: &str, error: String| AttachError::new(Reason::BadLabels, format!("{what}: {error}"));

@@ -6,7 +6,10 @@ use std::{
     process::Stdio,
 };
 
-use support::system::LayerStore;
+use support::{
+    system::LayerStore,
+    zstd::{Dialect, ZstdEncoder},
+};
 
 use super::*;
 
@@ -242,6 +245,46 @@ fn all_layers_of_a_reference_are_opened_with_the_first_lookup() {
 }
 
 #[test]
+fn the_length_of_a_tar_is_told_by_its_tar_split_in_one_request() {
+    let config = format!("{ONLY_WHAT_IS_READ}[store]\nlookup_timeout_sec = 8\n");
+    let Some(shelf) = Shelf::new(&config) else { return };
+    let layer = Layer::new().dir("d").noise("d/large", 300_000, 4).file("d/small", "x");
+    let forged = Layer::new().dir("f").noise("f/large", 300_000, 5);
+    let wrong = |toc: &mut Value| toc["tarSplitDigest"] = json!(sha256_digest(b"another"));
+    let encoder = || ZstdEncoder::new(Dialect::Podman);
+    let size = |name: &str, built: &Built, by: By| {
+        shelf.registry.put_image(name, "v1", &[LayerBlob::lazy(built)], &json!({}));
+        shelf.registry.take_requests();
+        let digest = if by == By::Blob { &built.digest } else { &built.toc_digest };
+        let dir = place(&shelf.store, &format!("{}/{name}:v1", shelf.registry.host()), digest);
+        let size = pull(&dir)["diff-size"].clone();
+        (size, shelf.registry.take_requests().iter().filter(|request| request.is_blob_get()).count())
+    };
+    // The config and the table of contents are fetched for every image.
+    let built = encoder().encode(&layer);
+    let length = json!(built.uncompressed_size);
+    assert_eq!(size("one", &built, By::Blob), (length.clone(), 3), "{}", shelf.store.log());
+    assert_eq!(size("one", &built, By::Toc), (length.clone(), 0), "it is known");
+    assert_eq!(size("two", &built, By::Toc), (length.clone(), 1), "from the other reference");
+    let before = ZstdEncoder::podman_before(56).encode(&layer);
+    assert_eq!(size("before", &before, By::Toc), (length, 3), "the manifest has the digest");
+
+    // Where it does not tell, the layer is here all the same.
+    let stargz = ZstdEncoder::new(Dialect::Stargz).encode(&layer);
+    assert_eq!(size("noted", &stargz, By::Toc), (json!(stargz.uncompressed_size), 2));
+    let none = ZstdEncoder::podman_before(40).chunk_size(100_000).encode(&layer);
+    assert_eq!(size("none", &none, By::Toc), (json!(-1), 2));
+    let other = encoder().edit_toc(wrong).encode(&forged);
+    assert_eq!(size("forged", &other, By::Toc), (json!(-1), 3));
+    assert!(shelf.store.log().contains("instead of"), "{}", shelf.store.log());
+    let gone = encoder().chunk_size(100_000).encode(&forged);
+    // Behind the table of contents.
+    let fault = shelf.registry.fault(Rule::new(Action::Hang).path(&gone.digest).nth(2));
+    assert_eq!(size("gone", &gone, By::Toc).0, json!(-1));
+    assert_eq!(shelf.registry.hits(fault), 1);
+}
+
+#[test]
 fn what_cannot_be_lazy_is_not_here() {
     let Some(shelf) = Shelf::new("") else { return };
     let lazy = &shelf.built[0];
@@ -423,6 +466,59 @@ fn a_root_has_one_store_and_a_drained_one_lets_go_of_its_mount() {
     assert!(shelf.store.mountpoint().is_dir(), "podman fails without it");
     shelf.store.stop();
     assert!(!shelf.store.log().contains("the mount stays"), "{}", shelf.store.log());
+}
+
+#[test]
+fn status_lists_the_stores_layers_and_who_uses_them() {
+    let Some(mut shelf) = Shelf::new(ONLY_WHAT_IS_READ) else { return };
+    let status = |shelf: &Shelf, args: &[&str]| {
+        let mut status = Command::new(BINARY);
+        let output = status.args(["status", "--address"]).arg(shelf.store.socket()).args(args).output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let listed = |shelf: &Shelf| -> Value { serde_json::from_str(&status(shelf, &["--json"])).unwrap() };
+    assert_eq!(listed(&shelf), json!({ "layers": [], "fallbacks": null }));
+    let dirs = [0, 1, 2].map(|n| shelf.dir(&shelf.name(n, By::Toc)));
+    for (dir, uses) in dirs.iter().zip([0, 1, 2]) {
+        assert!(is_here(dir));
+        (0..uses).for_each(|_| take(dir));
+    }
+    for (n, name) in [(1, "etc/motd"), (1, "etc/noise"), (2, "top")] {
+        assert!(read(dirs[n].join("diff").join(name)).is_ok());
+    }
+    shelf.registry.fault(Rule::new(Action::Status(404, vec![])).path("/blobs/"));
+    assert!(read(dirs[0].join("diff/bin/large")).is_err());
+    for end in 0..2 {
+        let said = listed(&shelf);
+        let layers = said["layers"].as_array().unwrap();
+        assert_eq!(layers.len(), 3, "{said:#}");
+        for (n, layer) in layers.iter().enumerate() {
+            let size: usize = shelf.layers[n].contents().values().map(|content| content.len()).sum();
+            let state = if n == 0 { "lazy" } else { "local" };
+            let seen = ["reference", "blob_digest", "toc_digest", "uses", "content_bytes", "state"];
+            let expected = [
+                json!(shelf.reference),
+                json!(shelf.name(n, By::Blob)),
+                json!(shelf.name(n, By::Toc)),
+                json!(n),
+                json!(size),
+                json!(state),
+            ];
+            assert_eq!(seen.map(|key| layer[key].clone()), expected, "{said:#}");
+            assert_eq!(layer["local_bytes"] == layer["content_bytes"], n > 0, "{said:#}");
+        }
+        if end == 0 {
+            assert_eq!(layers[0]["error"]["reason"], "not_found", "{said:#}");
+            let table = status(&shelf, &[]);
+            assert!(table.contains("USES") && table.contains("not_found: "), "{table}");
+            assert!(table.contains(&shelf.reference) && !table.contains("containerd"), "{table}");
+            // The next process knows the same.
+            shelf.store.stop();
+            shelf.store.resume();
+        }
+    }
 }
 
 #[test]

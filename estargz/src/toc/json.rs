@@ -14,8 +14,8 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use crate::Error;
 use crate::error::shorten;
+use crate::{Digest, Error};
 
 /// One entry as written. Absent fields are empty or 0, as writers omit such values.
 #[derive(Debug, Default, Deserialize)]
@@ -65,7 +65,8 @@ pub(super) struct Xattrs<'a>(pub(super) Vec<(Cow<'a, str>, Cow<'a, str>)>);
 #[serde(transparent)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// Calls `each` for every entry of the document `json`, in order, until it fails.
+/// Calls `each` for every entry of the document `json`, in order, until it fails. Returns the digest of the tar-split, where
+/// the document names one that is one.
 ///
 /// # Errors
 ///
@@ -73,7 +74,7 @@ struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 pub(super) fn read<'a>(
     json: &'a [u8],
     mut each: impl FnMut(Entry<'a>) -> Result<(), Error>,
-) -> Result<(), Error> {
+) -> Result<Option<Digest>, Error> {
     // Checked here as a whole, which is faster than text by text.
     let json = str::from_utf8(json).map_err(|error| {
         let (line, column) = place(&json[..error.valid_up_to()]);
@@ -82,10 +83,10 @@ pub(super) fn read<'a>(
     let mut failed = None;
     let mut json = serde_json::Deserializer::from_str(json);
     let document = Document { each: &mut each, failed: &mut failed };
-    let result = document.deserialize(&mut json).and_then(|()| json.end());
+    let result = document.deserialize(&mut json).and_then(|tar_split| json.end().map(|()| tar_split));
     match (failed, result) {
         (Some(error), _) => Err(error),
-        (None, Ok(())) => Ok(()),
+        (None, Ok(tar_split)) => Ok(tar_split),
         (None, Err(error)) => {
             let text = error.to_string();
             // The place is a field of its own.
@@ -109,22 +110,22 @@ struct Document<'s, F> {
 }
 
 impl<'a, F: FnMut(Entry<'a>) -> Result<(), Error>> DeserializeSeed<'a> for Document<'_, F> {
-    type Value = ();
+    type Value = Option<Digest>;
 
-    fn deserialize<D: Deserializer<'a>>(self, deserializer: D) -> Result<(), D::Error> {
+    fn deserialize<D: Deserializer<'a>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_map(self)
     }
 }
 
 impl<'a, F: FnMut(Entry<'a>) -> Result<(), Error>> Visitor<'a> for Document<'_, F> {
-    type Value = ();
+    type Value = Option<Digest>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a TOC: an object with version and entries")
     }
 
-    fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<(), A::Error> {
-        let (mut version, mut seen) = (None, false);
+    fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let (mut version, mut seen, mut tar_split) = (None, false, None);
         while let Some(Text(key)) = map.next_key()? {
             match &*key {
                 "version" => version = Some(map.next_value::<i64>()?),
@@ -133,6 +134,10 @@ impl<'a, F: FnMut(Entry<'a>) -> Result<(), Error>> Visitor<'a> for Document<'_, 
                     map.next_value_seed(Entries { each: self.each, failed: self.failed })?;
                     seen = true;
                 }
+                "tarSplitDigest" => {
+                    tar_split =
+                        map.next_value::<Option<Text<'a>>>()?.and_then(|Text(text)| text.parse().ok());
+                }
                 _ => {
                     map.next_value::<IgnoredAny>()?;
                 }
@@ -140,7 +145,7 @@ impl<'a, F: FnMut(Entry<'a>) -> Result<(), Error>> Visitor<'a> for Document<'_, 
         }
         match version {
             _ if !seen => Err(de::Error::missing_field("entries")),
-            Some(1) => Ok(()),
+            Some(1) => Ok(tar_split),
             Some(other) => Err(de::Error::custom(format_args!("TOC version {other} is not supported"))),
             None => Err(de::Error::missing_field("version")),
         }
@@ -256,6 +261,20 @@ mod tests {
             assert_eq!(names(json).unwrap(), [""; 0], "{json}");
         }
         assert_eq!(names(r#"{"version":1,"entries":[{"xattrs":null}]}"#).unwrap(), [":"]);
+    }
+
+    #[test]
+    fn the_digest_of_a_tar_split_is_read_if_it_is_one() {
+        let digest = Digest::of(b"split");
+        let read = |value: &str| {
+            let json = format!(r#"{{"version":1,"entries":[],"tarSplitDigest":{value}}}"#);
+            read(json.as_bytes(), |_| Ok(()))
+        };
+        assert_eq!(read(&format!("\"{digest}\"")), Ok(Some(digest)));
+        for none in ["null", "\"\"", "\"sha512:00\""] {
+            assert_eq!(read(none), Ok(None), "{none}");
+        }
+        assert!(read("7").is_err());
     }
 
     #[test]

@@ -33,13 +33,13 @@ const ROOT: u32 = 0;
 /// Parses and normalises `json`.
 pub(super) fn build(json: &TocJson, digests: Digests, limits: &Limits) -> Result<Toc, Error> {
     let mut tree = Tree::new(Payload::new(json.format, json.toc_offset, digests, limits), limits);
-    json::read(&json.bytes, |entry| tree.push(entry))?;
+    let tar_split = json::read(&json.bytes, |entry| tree.push(entry))?;
     let members = tree.payload.finish()?;
     let landmark = tree.take_landmarks()?;
     let lossy_names = tree.lossy_names;
     let (inodes, chunks) = tree.number()?;
     let TocJson { format, toc_offset, .. } = *json;
-    Ok(Toc { format, toc_offset, inodes, chunks, members, landmark, lossy_names })
+    Ok(Toc { format, toc_offset, inodes, chunks, members, landmark, lossy_names, tar_split })
 }
 
 struct Tree<'a, 'l> {

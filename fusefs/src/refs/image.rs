@@ -47,6 +47,7 @@ fn layer(layer: &ManifestLayer, diff_id: &str, number: &mut impl FnMut() -> u32)
         toc_digest: layer.toc_digest()?.to_string(),
         diff_id: diff_id.to_owned(),
         diff_size: layer.diff_size.filter(|size| *size <= SIZE),
+        tar_split: layer.tar_split,
         estimated_size: None,
         compression,
         by_blob: Entry::at(number()),
@@ -122,6 +123,7 @@ mod tests {
             toc: toc.map(|toc| Announced { digest: digest(toc).parse().unwrap(), position: None }),
             media_type: "application/vnd.oci.image.layer.v1.tar+gzip".to_owned(),
             diff_size: None,
+            tar_split: None,
         }
     }
 

@@ -49,6 +49,7 @@ mod tests {
             toc_digest: "sha256:t".to_owned(),
             diff_id: "sha256:d".to_owned(),
             diff_size,
+            tar_split: None,
             estimated_size: Some(4096),
             compression: Compression::Gzip,
             by_blob: Entry::at(2),

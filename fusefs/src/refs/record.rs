@@ -12,6 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use estargz::TarSplit;
 use serde::{Deserialize, Serialize};
 
 use super::name::FIRST_NUMBER;
@@ -55,8 +56,11 @@ pub struct LayerRecord {
     pub toc_digest: String,
     /// Digest of its tar, as the image's config has it.
     pub diff_id: String,
-    /// Bytes of its tar, where its builder has noted them.
+    /// Bytes of its tar, where its builder has noted them, or its tar-split tells.
     pub diff_size: Option<u64>,
+    /// Its tar-split. Not kept: it is read before the layer is shown first, or not at all.
+    #[serde(skip)]
+    pub tar_split: Option<TarSplit>,
     /// About how many they are otherwise, once its index is here.
     pub estimated_size: Option<u64>,
     /// Of its blob.
@@ -287,6 +291,7 @@ mod tests {
             toc_digest: "sha256:t".to_owned(),
             diff_id: "sha256:d".to_owned(),
             diff_size: None,
+            tar_split: None,
             estimated_size: None,
             compression: Compression::Gzip,
             by_blob: Entry::at(slots[0]),

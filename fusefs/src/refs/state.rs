@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use estargz::TarSplit;
 use tokio::time::Instant;
 
 use super::{
@@ -31,6 +32,15 @@ pub(super) struct State {
     pub(super) changed: HashSet<u32>,
     /// TOC digests of layers that nobody used and that were given up: they are fetched again once somebody does.
     pub(super) given_up: HashSet<String>,
+}
+
+/// Whence the length of a tar can be known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Uncounted {
+    /// It is this: another reference has the same layer.
+    As(u64),
+    /// From the tar-split.
+    By(TarSplit),
 }
 
 /// Something that is done once at a time.
@@ -79,6 +89,23 @@ impl State {
         Some((&mut record.layers[place], by))
     }
 
+    /// How the length of a layer's tar can be had that is not known yet. Not once the layer is shown: what is said of it stays.
+    pub(super) fn uncounted(&self, slot: u32) -> Option<Uncounted> {
+        let (_, layer, _) = self.layer(slot)?;
+        if layer.diff_size.is_some() || layer.by_blob.shown || layer.by_toc.shown {
+            return None;
+        }
+        let split = layer.tar_split?;
+        let is_same = |other: &&LayerRecord| {
+            other.blob_digest == layer.blob_digest
+                && other.toc_digest == layer.toc_digest
+                && other.tar_split == layer.tar_split
+        };
+        let mut same = self.records.values().flat_map(|record| &record.layers).filter(is_same);
+        let known = same.find_map(|other| other.diff_size);
+        Some(known.map_or(Uncounted::By(split), Uncounted::As))
+    }
+
     /// The slot of the layer that a reference has under this digest.
     pub(super) fn named(&self, number: u32, digest: &str) -> Option<(u32, By)> {
         let record = self.records.get(&number)?;
@@ -117,7 +144,47 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::record::{Compression, Entry},
+        *,
+    };
+
+    #[test]
+    fn a_tars_length_is_looked_for_once_and_before_the_layer_is_shown() {
+        let position = estargz::Position { offset: 1, stored: 2, json: 3 };
+        let split = TarSplit { position, digest: None };
+        let layer = |slot: u32, diff_size: Option<u64>| LayerRecord {
+            blob_digest: "sha256:b".to_owned(),
+            blob_size: 9,
+            toc_digest: "sha256:t".to_owned(),
+            diff_id: "sha256:d".to_owned(),
+            diff_size,
+            tar_split: Some(split),
+            estimated_size: None,
+            compression: Compression::Zstd,
+            by_blob: Entry::at(slot),
+            by_toc: Entry::at(slot + 1),
+            below: Vec::new(),
+        };
+        let mut state = State::default();
+        let enter = |state: &mut State, number: u32, layer: LayerRecord| {
+            let mut record = RefRecord::new(number, format!("h/r:{number}"), 0);
+            record.layers.push(layer);
+            state.enter(record);
+        };
+        enter(&mut state, 2, layer(10, None));
+        enter(&mut state, 3, LayerRecord { tar_split: None, ..layer(20, None) });
+        assert_eq!([10, 11].map(|slot| state.uncounted(slot)), [Some(Uncounted::By(split)); 2]);
+        assert_eq!([20, 99].map(|slot| state.uncounted(slot)), [None; 2]);
+
+        enter(&mut state, 4, layer(30, Some(77)));
+        enter(&mut state, 5, LayerRecord { toc_digest: "sha256:u".to_owned(), ..layer(40, None) });
+        assert_eq!(state.uncounted(10), Some(Uncounted::As(77)), "another reference has the same layer");
+        assert_eq!(state.uncounted(30), None, "it is known");
+        assert_eq!(state.uncounted(40), Some(Uncounted::By(split)));
+        state.layer_mut(41).unwrap().0.by_toc.shown = true;
+        assert_eq!(state.uncounted(40), None, "what is said of a layer stays");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn what_was_just_found_out_is_settled_for_a_while_and_counts_to_the_time_of_a_look() {

@@ -125,6 +125,7 @@ mod tests {
             toc: digest(toc).parse().ok().map(|digest| Announced { digest, position: None }),
             media_type: "application/vnd.oci.image.layer.v1.tar+gzip".to_owned(),
             diff_size: None,
+            tar_split: None,
         };
         let manifest = ImageLayers { digest: digest('e'), config: None, layers: vec![layer] };
         let mut record = RefRecord::new(number, format!("h/{number}:t"), 1000);

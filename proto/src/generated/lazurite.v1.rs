@@ -93,12 +93,15 @@ pub struct ListSlotsResponse {
 pub struct Slot {
     #[prost(uint64, tag = "1")]
     pub slot: u64,
-    /// The layer in it, as snapshots' records have it: JSON.
+    /// The layer in it, as snapshots' records have it: JSON. A store has no chain ids: the target is empty.
     #[prost(bytes = "vec", tag = "2")]
     pub layer: ::prost::alloc::vec::Vec<u8>,
     /// Why the layer is not there, with the reason code in front; empty if it is, or is still being opened.
     #[prost(string, tag = "3")]
     pub error: ::prost::alloc::string::String,
+    /// How many say that they use it: of a store only.
+    #[prost(uint64, tag = "4")]
+    pub uses: u64,
 }
 #[allow(clippy::all)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -364,7 +367,7 @@ pub mod control_client {
                 .insert(GrpcMethod::new("lazurite.v1.Control", "ListSlots"));
             self.inner.unary(req, path, codec).await
         }
-        /// The layers that were left to containerd, and why.
+        /// The layers that were left to containerd, and why. A store has none of these: UNIMPLEMENTED.
         pub async fn list_fallbacks(
             &mut self,
             request: impl tonic::IntoRequest<super::ListFallbacksRequest>,
@@ -451,7 +454,7 @@ pub mod control_server {
             tonic::Response<super::ListSlotsResponse>,
             tonic::Status,
         >;
-        /// The layers that were left to containerd, and why.
+        /// The layers that were left to containerd, and why. A store has none of these: UNIMPLEMENTED.
         async fn list_fallbacks(
             &self,
             request: tonic::Request<super::ListFallbacksRequest>,

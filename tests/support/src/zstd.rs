@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Source of the rules: containers/storage, `pkg/chunked/compressor/compressor.go` and
-//! `pkg/chunked/internal/minimal/compression.go` (1.59); containerd/stargz-snapshotter, `estargz/zstdchunked` (0.18). What is
-//! put where the tar-split belongs is none: no reader here looks at it.
+//! `pkg/chunked/internal/minimal/compression.go` (1.59); containerd/stargz-snapshotter, `estargz/zstdchunked` (0.18). The
+//! tar-split's checksums are all zero: no reader here looks at them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -117,8 +117,11 @@ impl ZstdEncoder {
         }
         let (mut frames, mut rows) = (Frames::default(), Vec::new());
         for entry in &entries {
-            frames.push(&layer.header(entry));
+            frames.push_split(&layer.header(entry));
             let payload = entry.payload();
+            frames.split_line(&json!({
+                "type": 1, "name": lossy(&entry.name), "size": payload.len(), "payload": STANDARD.encode([0; 8]),
+            }));
             let written = self.forged.get(&clean(&entry.name)).unwrap_or(&payload).clone();
             assert_eq!(written.len(), payload.len(), "forged contents of another length");
             let first = rows.len();
@@ -161,10 +164,10 @@ impl ZstdEncoder {
             if self.dialect == Dialect::Podman && !payload.is_empty() {
                 rows[first].insert("endOffset".to_owned(), json!(frames.close()));
             }
-            frames.push(padding(payload.len()));
+            frames.push_split(padding(payload.len()));
         }
         if self.dialect == Dialect::Podman {
-            frames.push(end_of_archive());
+            frames.push_split(end_of_archive());
         }
         self.finish(frames, rows)
     }
@@ -218,8 +221,8 @@ impl ZstdEncoder {
 
     fn finish(&self, mut frames: Frames, rows: Vec<Map<String, Value>>) -> Built {
         let toc_offset = frames.close();
-        let Frames { mut out, tar, .. } = frames;
-        let split = frame(b"{}\n");
+        let Frames { mut out, tar, split: split_json, .. } = frames;
+        let split = frame(&split_json);
         let mut toc = json!({"version": 1, "entries": rows});
         if self.footer == 64 {
             toc["tarSplitDigest"] = json!(sha256_digest(&split));
@@ -229,12 +232,12 @@ impl ZstdEncoder {
         let stored = frame(&toc_json);
         let position = [toc_offset + 8, stored.len() as u64, toc_json.len() as u64, 1];
         skippable(&mut out, &stored);
-        let split_at = out.len() as u64 + 8;
+        let split_position = [out.len() as u64 + 8, split.len() as u64, split_json.len() as u64];
         let mut footer = position.map(u64::to_le_bytes).concat();
         match self.footer {
             64 => {
                 skippable(&mut out, &split);
-                footer.extend([split_at, split.len() as u64, 3].map(u64::to_le_bytes).concat());
+                footer.extend(split_position.map(u64::to_le_bytes).concat());
                 footer.extend(b"GNUlInUx");
             }
             56 => {
@@ -252,6 +255,13 @@ impl ZstdEncoder {
             (format!("{prefix}manifest-checksum"), checksum.clone()),
             (format!("{prefix}manifest-position"), position.map(|number| number.to_string()).join(":")),
         ]);
+        if self.footer > 40 {
+            let position = split_position.map(|number| number.to_string()).join(":");
+            annotations.insert(format!("{prefix}tarsplit-position"), position);
+        }
+        if self.footer == 56 {
+            annotations.insert(format!("{prefix}tarsplit-checksum"), sha256_digest(&split));
+        }
         let toc_digest = match self.dialect {
             Dialect::Podman => checksum,
             Dialect::Stargz => sha256_digest(&toc_json),
@@ -281,12 +291,26 @@ struct Frames {
     out: Vec<u8>,
     tar: Vec<u8>,
     open: Vec<u8>,
+    /// The tar-split's lines.
+    split: Vec<u8>,
 }
 
 impl Frames {
     fn push(&mut self, bytes: &[u8]) {
         self.tar.extend_from_slice(bytes);
         self.open.extend_from_slice(bytes);
+    }
+
+    /// What is no file's content.
+    fn push_split(&mut self, bytes: &[u8]) {
+        self.push(bytes);
+        self.split_line(&json!({"type": 2, "payload": STANDARD.encode(bytes)}));
+    }
+
+    fn split_line(&mut self, line: &Value) {
+        let mut line = line.clone();
+        line["position"] = json!(self.split.iter().filter(|byte| **byte == b'\n').count());
+        self.split.extend(line.to_string().bytes().chain([b'\n']));
     }
 
     /// Ends the open frame; the offset of the next.
