@@ -1,10 +1,11 @@
 //! Mounts the file system and runs its session.
 
 use std::{
+    ffi::OsString,
     fs,
     io::{self, ErrorKind},
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
-    os::unix::ffi::OsStrExt as _,
+    os::unix::ffi::{OsStrExt as _, OsStringExt as _},
     path::{Path, PathBuf},
     sync::mpsc::{self, Receiver},
     time::Duration,
@@ -294,10 +295,9 @@ fn users_in(table: &[u8], mountpoint: &Path, leads: &dyn Fn(&Path) -> bool, own:
                 let names = [&b"lowerdir="[..], b"lowerdir+=", b"datadir+="];
                 let lower = names.iter().find_map(|name| option.strip_prefix(*name));
                 lower.is_some_and(|lower| {
-                    lower.split(|&b| b == b':').any(|dir| {
-                        !dir.starts_with(b"/")
-                            || leads(Path::new(std::ffi::OsStr::from_bytes(&unescape(dir))))
-                    })
+                    let mut dirs =
+                        lower_dirs(lower).into_iter().map(|dir| PathBuf::from(OsString::from_vec(dir)));
+                    dirs.any(|dir| dir.is_relative() || leads(&dir))
                 })
             }),
             _ => own.contains(&device) && point != mountpoint,
@@ -305,6 +305,21 @@ fn users_in(table: &[u8], mountpoint: &Path, leads: &dyn Fn(&Path) -> bool, own:
         uses.then(|| PathBuf::from(std::ffi::OsStr::from_bytes(point)))
     };
     table.split(|&b| b == b'\n').filter_map(user).collect()
+}
+
+/// The lower directories in an option as the mount table has it: in a name, a colon follows a backslash.
+fn lower_dirs(option: &[u8]) -> Vec<Vec<u8>> {
+    let mut dirs = vec![Vec::new()];
+    let mut bytes = unescape(option).into_iter();
+    while let Some(byte) = bytes.next() {
+        match (byte, dirs.last_mut()) {
+            (b':', _) => dirs.push(Vec::new()),
+            (b'\\', Some(dir)) => dir.extend(bytes.next()),
+            (byte, Some(dir)) => dir.push(byte),
+            (_, None) => {}
+        }
+    }
+    dirs
 }
 
 /// `major:minor` of each mount at a path, in the order they were made.
@@ -359,7 +374,8 @@ mod tests {
             32 1 0:46 / /run/c1 rw - overlay overlay rw,lowerdir=/r/snapshots/7/fs:/r/snapshots/5/fs,upperdir=/x\n\
             33 1 0:47 / /run/c2 rw - overlay overlay rw,lowerdir=7/fs:5/fs,upperdir=/y\n\
             34 1 0:48 / /run/c3 rw - overlay overlay rw,lowerdir=/other/snapshots/7/fs,upperdir=/z\n\
-            35 1 8:1 / / rw - ext4 /dev/sda rw\n";
+            35 1 8:1 / / rw - ext4 /dev/sda rw\n\
+            36 1 0:49 / /run/c4 rw - overlay overlay ro,lowerdir=/s/sha256\\134:12/diff:/s/sha256\\134:34/diff\n";
         let leads = |lower: &std::path::Path| lower.starts_with("/r/snapshots");
         let users = super::users_in(table, "/r/mnt".as_ref(), &leads, &["0:45".to_owned()]);
         assert_eq!(users, ["/view", "/run/c1", "/run/c2"].map(std::path::PathBuf::from));
