@@ -1,15 +1,16 @@
 //! What to download, when, and only once.
 //!
 //! Owns: turning missing chunks into range requests ([`plan`]), the order of requests ([`scheduler`]), what is fetched
-//! without being asked for ([`background`](mod@background)), what need not be fetched at all ([`zeros`](mod@zeros)), and the table of members under way. May not: choose hosts, parse formats beyond asking `estargz` to decode a member, or answer
-//! FUSE.
+//! without being asked for ([`background`](mod@background)), what comes although less was asked for ([`sweep`]), what need not
+//! be fetched at all ([`zeros`](mod@zeros)), and the table of members under way. May not: choose hosts, parse formats beyond
+//! asking `estargz` to decode a member, or answer FUSE.
 //!
 //! The unit is the member. A task *claims* free members under one lock, fetches the ranges that hold them, decodes
 //! and verifies on the blocking pool (never more at once than there are cores), stores, and ends their flights; anyone
 //! else who needs one of them waits for its flight. A failure ends the flight with the error and is remembered
 //! nowhere: the next reader starts afresh.
 //!
-//! Invariants: a member is downloaded by at most one task at a time; a reader never waits for a background request
+//! Invariants: a member is asked for by at most one task at a time; a reader never waits for a background request
 //! that has not started (claims are made after admission); bytes that fail verification reach nobody.
 
 use std::{
