@@ -179,8 +179,6 @@ def mount(bench, node, registry, image, way, shown):
     key = "view-" + image["name"]
     node.ctr(namespace, "snapshots", "--snapshotter", way, "view", key,
              storage.chain_id(image, "plain" if way == "overlayfs" else "estargz"))
-    # Or containerd's next collection takes it: nothing refers to it.
-    node.ctr(namespace, "snapshots", "--snapshotter", way, "label", key, "containerd.io/gc.root=bench")
     command = node.ctr(namespace, "snapshots", "--snapshotter", way, "mounts", target, key).strip()
     if not command.startswith("mount "):
         raise Failed(f"ctr printed no mount command for {image['name']} under {way}: {command}")
