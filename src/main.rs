@@ -24,6 +24,7 @@ mod status;
 mod store_helper;
 mod toc;
 mod transport;
+mod user;
 
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
@@ -38,7 +39,7 @@ use tracing_subscriber::{
 };
 
 use cli::{Cli, Command, ConfigCommand};
-use config::{Config, Level, LogFormat};
+use config::{Config, Level, LogFormat, Notice};
 
 fn main() -> ExitCode {
     match run(Cli::parse_from(arguments(std::env::args_os())).command) {
@@ -65,27 +66,27 @@ fn arguments(given: impl Iterator<Item = OsString>) -> Vec<OsString> {
     arguments
 }
 
+/// Begins the log of a daemon with what is to be said of its configuration; what becomes of one that runs.
+fn begin(config: &Config, notices: Vec<Notice>, replace: bool) -> serve::Others {
+    log(config.log.level, config.log.format);
+    for notice in notices {
+        tracing::warn!("{notice}");
+    }
+    if replace { serve::Others::Stop } else { serve::Others::Refuse }
+}
+
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     let mut out = std::io::stdout();
     match command {
         Command::Serve(args) => {
             let (mut config, notices) = Config::load(args.config.config.as_deref())?;
             args.apply(&mut config);
-            log(config.log.level, config.log.format);
-            for notice in notices {
-                tracing::warn!("{notice}");
-            }
-            let others = if args.replace { serve::Others::Stop } else { serve::Others::Refuse };
-            serve::run(&config, others)?;
+            serve::run(&config, begin(&config, notices, args.replace))?;
         }
         Command::Store(args) => {
             let (mut config, notices) = Config::load(args.config.config.as_deref())?;
             args.apply(&mut config);
-            log(config.log.level, config.log.format);
-            for notice in notices {
-                tracing::warn!("{notice}");
-            }
-            let others = if args.replace { serve::Others::Stop } else { serve::Others::Refuse };
+            let others = begin(&config, notices, args.replace);
             serve::store(&config, &args.mountpoint, others)?;
         }
         Command::StoreHelper(args) => {

@@ -130,12 +130,7 @@ async fn serve(
     if let Some(pulls) = pulls {
         let listener = listen(&keychain.listen_path, "cri_keychain.listen_path another value").await?;
         let containerd = keychain.image_service_path.clone();
-        let on_pull = Arc::new(move |image: &str, login| {
-            if let Err(error) = pulls.remember(image, login) {
-                tracing::warn!(image, %error, "the login of a pull cannot be used");
-            }
-        });
-        tokio::spawn(cri::serve(listener, containerd, on_pull, shutdown()));
+        tokio::spawn(cri::serve(listener, containerd, cri::remember(pulls), shutdown()));
     }
     let snapshotter = Arc::new(Snapshotter::open(settings, Arc::new(plane::Port::new(plane.clone(), root)))?);
     if let Some(graduations) = plane.graduations() {

@@ -25,10 +25,19 @@ use tokio::task::JoinSet;
 use tonic::Status;
 
 use observe::Observer;
-use registry::PullLogin;
+use registry::{PullCredentials, PullLogin};
 
 /// Is told of the image of each call of PullImage that has a login, and of the login.
 pub type OnPull = Arc<dyn Fn(&str, PullLogin) + Send + Sync>;
+
+/// Keeps logins for the repositories they came with.
+pub fn remember(pulls: PullCredentials) -> OnPull {
+    Arc::new(move |image, login| {
+        if let Err(error) = pulls.remember(image, login) {
+            tracing::warn!(image, %error, "the login of a pull cannot be used");
+        }
+    })
+}
 
 /// How long connecting to containerd may take. It is immediate unless the listener's queue is full.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -16,7 +15,9 @@ use registry::Registry;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::control::{self, Role};
-use super::{GRACE, Mount, Others, RUNTIME_GRACE, keeper, listen, lock, memory, plane, restore, watchdog};
+use super::{
+    GRACE, Mount, Others, RUNTIME_GRACE, cri, keeper, listen, lock, memory, plane, restore, watchdog,
+};
 use crate::config::Config;
 
 /// The mount answers within this, or something is wrong.
@@ -88,13 +89,7 @@ async fn serve(config: &Config, root: &Path, mountpoint: &Path) -> anyhow::Resul
         let mut stopped = stopped;
         let _ = stopped.wait_for(|stop| *stop).await;
     };
-    // In memory, and for the repository of its reference only.
-    let on_pull = Arc::new(move |reference: &str, login| {
-        if let Err(error) = pulls.remember(reference, login) {
-            tracing::warn!(reference, %error, "the login of a pull cannot be used");
-        }
-    });
-    let role = Role::Store(refs.clone(), on_pull);
+    let role = Role::Store(refs.clone(), cri::remember(pulls));
     let mut server = tokio::spawn(control::serve(listener, plane.clone(), role, absent, shutdown));
     // Who waits for us to be ready calls podman next, which fails where nothing answers.
     watchdog::look(&plane, ANSWER).await.context("the mount does not answer")?;

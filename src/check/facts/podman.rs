@@ -14,12 +14,13 @@ use toml::{Table, Value};
 use super::{bounded, read};
 use crate::check::Finding;
 use crate::check::podman::{self, Helper, Mount, Place, Setup, Store};
+use crate::user;
 
 /// How podman, as this user runs it, is set up.
 pub async fn podman() -> Vec<Finding> {
     let version = version().await;
     let mut findings = vec![podman::podman(version.as_deref().map_err(String::as_str))];
-    let rootless = !rustix::process::geteuid().is_root() || is_unshared();
+    let rootless = !user::is_root();
     let path = storage_conf(rootless);
     let storage = match read(&path) {
         Ok(storage) => storage,
@@ -111,12 +112,6 @@ fn logins() -> Finding {
     podman::logins(&main, helper.as_ref())
 }
 
-/// Whether we are root in a user namespace only, as `podman unshare` has it: podman goes on as the user it was then.
-fn is_unshared() -> bool {
-    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    rustix::process::geteuid().is_root() && map.split_whitespace().ne(["0", "0", "4294967295"])
-}
-
 /// Where podman mounts, and looks for mounts.
 #[derive(Debug, Clone, Copy)]
 enum Namespace {
@@ -130,7 +125,8 @@ enum Namespace {
 
 impl Namespace {
     fn of_podman(rootless: bool) -> Namespace {
-        if !rootless || is_unshared() {
+        // Inside, podman goes on as the user it was.
+        if !rootless || user::is_unshared() {
             return Namespace::Ours;
         }
         let runtime = variable("XDG_RUNTIME_DIR").map(PathBuf::from);
